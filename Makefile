@@ -1,0 +1,30 @@
+# make demo | train | test | lint: each installs what it needs into .venv, once.
+PYTHON ?= python3
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: demo train test lint gpu
+demo: demo/model/config.json
+	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
+
+train: .venv/installed
+	.venv/bin/python train_grpo.py
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+gpu: .venv/installed  # flash-attn, vLLM: optional, see requirements-gpu.txt
+	.venv/bin/pip install wheel ninja
+	.venv/bin/pip install --no-build-isolation -r requirements.txt -r requirements-gpu.txt
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo/model/config.json: .venv/installed demo/build.py demo/questions.jsonl
+	.venv/bin/python demo/build.py
+	touch $@
