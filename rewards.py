@@ -1,0 +1,69 @@
+"""Reward functions: plain text in, one float per completion out. This file is yours to edit.
+
+    python rewards.py "富士山は3776mです🗻✨"      # each reward of a text
+    python rewards.py < answers.txt               # one row a line
+
+A reward takes `completions` (strings, or lists of chat messages), any column of the data set under its own name (here
+`answer`), its own settings with their defaults, and `**kwargs` for everything else that TRL passes. To add one: write a
+function here, then name it under `rewards:` in config.yaml with its weight and, if they differ, its settings.
+"""
+
+import inspect
+import sys
+import unicodedata
+from collections.abc import Callable
+
+import emoji
+import numpy as np
+
+
+def emoji_reward(completions, max_emoji: int = 4, **kwargs) -> list[float]:
+    """The number of emoji, at most `max_emoji`; a family, a flag or a keycap is one emoji."""
+    return [float(min(emoji.emoji_count(text), max_emoji)) for text in _texts(completions)]
+
+
+def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **kwargs) -> list[float]:
+    """exp(-alpha * |characters - target_length|): 1 at the target, 0.22 ten characters off, next to nothing at 60."""
+    return [float(np.exp(-alpha * np.abs(len(text) - target_length))) for text in _texts(completions)]
+
+
+def answer_reward(completions, answer: list[str], **kwargs) -> list[float]:
+    """1 where the completion contains the data set's `answer` (width, case and spaces aside), else 0."""
+    return [
+        float(_normalised(right) in _normalised(text)) for text, right in zip(_texts(completions), answer, strict=True)
+    ]
+
+
+def _texts(completions) -> list[str]:
+    """TRL hands over chat messages where the prompts are chat messages, and strings where they are strings."""
+    return [c if isinstance(c, str) else "".join(message["content"] or "" for message in c) for c in completions]
+
+
+def _normalised(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def all_rewards() -> dict[str, Callable]:
+    """Every reward of this file by name: the public functions that take `completions`."""
+    functions = {name: f for name, f in globals().items() if inspect.isfunction(f) and not name.startswith("_")}
+    return {name: f for name, f in functions.items() if "completions" in inspect.signature(f).parameters}
+
+
+def columns(reward: Callable) -> list[str]:
+    """The columns of the data set that a reward needs: its parameters without a default."""
+    parameters = inspect.signature(reward).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return [name for name in required if name not in ("completions", "prompts")]
+
+
+def main() -> None:
+    """Score the text of the command line, or each line of stdin, with every reward that needs nothing but the text."""
+    texts = [" ".join(sys.argv[1:])] if sys.argv[1:] else sys.stdin.read().splitlines()
+    functions = {name: f for name, f in all_rewards().items() if not columns(f)}
+    print("\t".join([*functions, "characters", "text"]))
+    for text in texts:
+        print("\t".join([*(f"{f([text])[0]:.4g}" for f in functions.values()), str(len(text)), text]))
+
+
+if __name__ == "__main__":
+    main()
