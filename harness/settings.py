@@ -1,0 +1,232 @@
+"""Settings: config.yaml, the files laid over it and the command line, checked against upstream's own signatures."""
+
+import argparse
+import copy
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader
+
+import rewards
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora")
+MOVED = {
+    "training.max_prompt_length": "TRL has dropped it; set prompts.max_length, which drops longer prompts",
+    "training.reward_weights": "set the weight of each entry of rewards",
+    "training.model_init_kwargs": "set them in the section model",
+}
+
+
+class UserError(Exception):
+    """Something the user can mend: main() prints it as `error: WHERE: WHAT; WHAT TO DO`, without a traceback."""
+
+
+@dataclass
+class Prompts:
+    """How rows of the data set become prompts; config.yaml says what each one is for."""
+
+    column: str
+    system: str | None = None
+    max_length: int | None = None
+    limit: int | None = None
+
+
+@dataclass
+class Settings:
+    """The sections of config.yaml, values parsed to upstream's types; `merged` is the same as YAML would hold it."""
+
+    model: dict[str, Any]
+    dataset: dict[str, Any]
+    prompts: Prompts
+    rewards: dict[str, dict[str, Any]]
+    training: dict[str, Any]
+    lora: dict[str, Any] | None
+    merged: dict[str, Any]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line: a few switches, `--config FILE`s, and `--section.key VALUE` overrides in `overrides`."""
+    parser = argparse.ArgumentParser(
+        prog="train_grpo.py", allow_abbrev=False, description="Train a language model with GRPO, as config.yaml says."
+    )
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="lay FILE over config.yaml")
+    options, rest = parser.parse_known_args(arguments)
+    options.overrides = {}
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
+        if not equals:
+            if not rest:
+                raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
+            value = rest.pop(0)
+        options.overrides[name[2:]] = value
+    return options
+
+
+def read_settings(config_files: list[str], overrides: dict[str, str]) -> Settings:
+    """Merge config.yaml, each file of `config_files` and the dotted `overrides`, in this order, and check every value.
+
+    A file that holds every section of config.yaml stands alone: so a run's own `output_dir/config.yaml` repeats it.
+    """
+    merged = _read_yaml(ROOT / "config.yaml")
+    for name in config_files:
+        overlay = _read_yaml(Path(name))
+        merged = overlay if set(SECTIONS) <= set(overlay) else _laid_over(merged, overlay)
+    for key, value in overrides.items():
+        section, *path = _split(key)
+        for part in reversed(path):
+            value = {part: value}
+        merged = _laid_over(merged, {section: value if path else get_loader("yaml")(value)})
+    merged["rewards"] = {name: entry for name, entry in (merged.get("rewards") or {}).items() if entry is not None}
+    return _checked(merged)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = get_loader("yaml")(
+            path.read_text(encoding="utf-8")
+        )  # unlike yaml.safe_load it reads 1e-6 as a number
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; mend that line") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping of sections; its top level must be {', '.join(SECTIONS)}")
+    return content
+
+
+def _laid_over(base: dict, overlay: dict) -> dict:
+    """`overlay` over `base`, mapping by mapping, so that a few lines change a few values."""
+    result = copy.copy(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = _laid_over(base[key], value) if both else value
+    return result
+
+
+def _split(key: str) -> list[str]:
+    """`training.seed` -> [training, seed]; a reward model's name may hold dots: rewards.org/model-v0.1.weight."""
+    section, _, rest = key.partition(".")
+    if section == "rewards" and rest.count(".") > 1:
+        return [section, *rest.rsplit(".", 1)]
+    return key.split(".")
+
+
+def _checked(merged: dict[str, Any]) -> Settings:
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    _check_names(merged, SECTIONS, "")
+    for section in SECTIONS:
+        if not isinstance(merged.get(section), dict) and not (section == "lora" and merged.get("lora") is None):
+            raise UserError(f"{section}: expected a mapping, got {merged.get(section)!r}; see {section} in config.yaml")
+    accepted = _declare(parser, merged)
+    for section, names in accepted.items():
+        _check_names(merged[section], names, section + ".")
+    parsed = _parsed(parser, {section: merged[section] for section in accepted})
+    # Only what was asked for goes on, so that upstream's defaults stay upstream's.
+    given = {section: {key: parsed[section][key] for key in merged[section]} for section in accepted}
+    given["rewards"] = {name: _checked_reward(name, entry) for name, entry in merged["rewards"].items()}
+    merged = {section: given.get(section) for section in SECTIONS}
+    return Settings(**{**merged, "prompts": Prompts(**given["prompts"])}, merged=merged)
+
+
+def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[str]]:
+    """Give `parser` each section's arguments, from upstream's signatures; returns their names by section."""
+    from datasets import load_dataset  # these imports take seconds: they wait until the files have been read
+    from transformers import PreTrainedModel
+    from trl import GRPOConfig
+
+    names = {
+        "model": parser.add_method_arguments(PreTrainedModel, "from_pretrained", "model", skip={"config"}),
+        "dataset": parser.add_function_arguments(load_dataset, "dataset", skip={"features", "download_config"}),
+        "prompts": parser.add_class_arguments(Prompts, "prompts"),
+        "training": parser.add_class_arguments(
+            GRPOConfig,
+            "training",
+            skip={name.partition(".")[2] for name in MOVED if name != "training.max_prompt_length"},
+        ),
+    }
+    if merged.get("lora") is not None:
+        from peft import LoraConfig
+
+        names["lora"] = parser.add_class_arguments(LoraConfig, "lora")
+    # What from_pretrained and load_dataset take through **kwargs no signature shows: the common ones, and the options
+    # of the file formats (csv's delimiter, json's field).
+    hidden = {
+        "model.dtype": Literal["auto", "float32", "bfloat16", "float16"],
+        "model.attn_implementation": str | None,
+        "model.device_map": str | dict | None,
+        "model.subfolder": str,
+        "model.trust_remote_code": bool,
+        "model.use_kernels": bool,
+    }
+    if (path := merged["dataset"].get("path")) in ("csv", "json", "parquet", "text"):
+        module = import_module(f"datasets.packaged_modules.{path}.{path}")
+        options = inspect.signature(getattr(module, f"{path.capitalize()}Config")).parameters
+        hidden |= {f"dataset.{name}": Any for name in options if f"dataset.{name}" not in names["dataset"]}
+    for name, kind in hidden.items():
+        parser.add_argument(f"--{name}", type=kind)
+        names[name.partition(".")[0]].append(name)
+    return {section: [name.partition(".")[2] for name in dotted] for section, dotted in names.items()}
+
+
+def _checked_reward(name: str, entry: Any) -> dict[str, Any]:
+    """One entry of `rewards`: its weight, and the keyword arguments of the function of rewards.py that it names."""
+    where = f"rewards.{name}"
+    if not isinstance(entry, dict) or "weight" not in entry:
+        raise UserError(f"{where}: expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}")
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_argument("--weight", type=float)
+    names = ["weight"]
+    functions = rewards.all_rewards()
+    if name in functions:
+        columns = {"prompts", "completions", *rewards.columns(functions[name])}  # these TRL passes
+        names += parser.add_function_arguments(
+            functions[name], skip=columns & set(inspect.signature(functions[name]).parameters)
+        )
+    elif "/" not in name and not Path(name).is_dir():
+        raise UserError(
+            f"{where}: no such function in rewards.py{_nearest(name, functions)}; it has {', '.join(functions)}; "
+            "a reward model is named by its Hub name (owner/name) or folder"
+        )
+    _check_names(entry, names, where + ".")
+    parsed = _parsed(parser, entry, where + ".")
+    if not math.isfinite(parsed["weight"]):
+        raise UserError(f"{where}.weight: {parsed['weight']} is no weight; give a finite number")
+    return {key: parsed[key] for key in entry}
+
+
+def _check_names(given: dict[str, Any], accepted: Iterable[str], prefix: str) -> None:
+    for name in given:
+        if name not in accepted:
+            if where := MOVED.get(f"{prefix}{name}"):
+                raise UserError(f"{prefix}{name}: {where}")
+            raise UserError(f"{prefix}{name}: unknown{_nearest(name, accepted)}; mend or remove it")
+
+
+def _nearest(name: Any, names: Iterable[str]) -> str:
+    match = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f", did you mean {match[0]}?" if match else ""
+
+
+def _parsed(parser: ArgumentParser, values: dict[str, Any], prefix: str = "") -> Any:
+    try:
+        return parser.parse_object(values)
+    except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
+        message = str(error)
+        key = re.search(r'Parser key "(.*?)"', message)
+        kinds = re.findall(r"Expected an? <class '(.*?)'>", message)
+        value = re.search(r"(?:Got value|Given value): (.*)", message)
+        if not (key and kinds and value):
+            raise UserError(prefix + " ".join(message.split())) from None
+        kinds = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+        raise UserError(f"{prefix}{key[1]}: expected {kinds}, got {value[1]}; mend the value") from None

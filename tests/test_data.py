@@ -1,0 +1,79 @@
+"""The data step: rows of any source become chat prompts, and nothing is lost silently."""
+
+import csv
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from harness.data import load_prompts
+from harness.settings import Prompts, UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(policy):
+    return AutoTokenizer.from_pretrained(policy)
+
+
+@pytest.fixture
+def source(tmp_path, rows):
+    """Ten short questions and two long ones, in the columns of auto-wiki-qa."""
+    path = tmp_path / "rows.jsonl"
+    long = [{**row, "query": row["query"] * 60} for row in rows[10:12]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:10] + long))
+    return {"path": "json", "data_files": str(path), "split": "train"}
+
+
+def test_questions_become_messages_and_every_other_column_stays(source, tokenizer, rows):
+    dataset = load_prompts(source, Prompts("query"), tokenizer)
+    assert dataset["prompt"][0] == [{"role": "user", "content": rows[0]["query"]}]
+    assert set(dataset.column_names) == {*rows[0], "prompt"}
+    assert dataset["answer"] == [row["answer"] for row in rows[:12]]
+
+
+def test_system_prompt_comes_first_and_counts(source, tokenizer):
+    dataset = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
+    assert dataset["prompt"][3][0] == {"role": "system", "content": "日本語で答える"}
+
+
+def test_long_prompts_are_dropped_and_counted(source, tokenizer, capsys):
+    dataset = load_prompts(source, Prompts("query", max_length=100), tokenizer)
+    assert len(dataset) == 10
+    assert "2 dropped" in capsys.readouterr().out
+    # The limit is inclusive, and counts the template and the generation prompt.
+    tokens = tokenizer.apply_chat_template(list(dataset["prompt"]), add_generation_prompt=True)["input_ids"]
+    longest = max(len(ids) for ids in tokens)
+    assert len(load_prompts(source, Prompts("query", max_length=longest), tokenizer)) == 10
+    assert len(load_prompts(source, Prompts("query", max_length=longest - 1), tokenizer)) < 10
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_limit_reads_the_first_rows(source, tokenizer, rows, streaming):
+    dataset = load_prompts({**source, "streaming": streaming}, Prompts("query", limit=3), tokenizer)
+    assert dataset["query"] == [row["query"] for row in rows[:3]]
+
+
+def test_streaming_without_limit_is_refused(source, tokenizer):
+    with pytest.raises(UserError, match="prompts.limit"):
+        load_prompts({**source, "streaming": True}, Prompts("query"), tokenizer)
+
+
+def test_csv_and_parquet(tmp_path, tokenizer, rows):
+    from datasets import Dataset
+
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=["query", "answer"], extrasaction="ignore", delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows[:5])
+    Dataset.from_list(rows[:5]).to_parquet(tmp_path / "rows.parquet")
+    for source in (
+        {"path": "csv", "data_files": str(tmp_path / "rows.csv"), "delimiter": ";"},
+        {"path": "parquet", "data_files": str(tmp_path / "rows.parquet")},
+    ):
+        dataset = load_prompts({**source, "split": "train"}, Prompts("query"), tokenizer)
+        assert dataset["answer"] == [row["answer"] for row in rows[:5]]
+
+
+def test_a_wrong_column_is_told_with_the_right_ones(source, tokenizer):
+    with pytest.raises(UserError, match="question.*query"):
+        load_prompts(source, Prompts("question"), tokenizer)

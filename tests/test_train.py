@@ -1,0 +1,112 @@
+"""Real runs, end to end, of the demo's code path on a policy taught for two seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from datasets import load_dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+from trl import GRPOConfig, GRPOTrainer
+
+import rewards
+import train_grpo
+
+WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 2}  # demo/config.yaml's
+
+
+def history(folder: Path) -> list[dict]:
+    return [log for log in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in log]
+
+
+def test_the_wrapper_changes_nothing(tiny, tmp_path, policy):
+    train_grpo.main(tiny)
+
+    def question(row):
+        return {"prompt": [{"role": "user", "content": row["query"]}]}
+
+    plain = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(policy, dtype="float32", attn_implementation="sdpa"),
+        reward_funcs=[rewards.emoji_reward, rewards.length_reward, rewards.answer_reward],
+        args=GRPOConfig(
+            output_dir=tmp_path / "plain",
+            use_cpu=True,
+            bf16=False,
+            num_generations=4,
+            per_device_train_batch_size=8,
+            steps_per_generation=2,
+            max_steps=4,
+            max_completion_length=16,
+            temperature=0.9,
+            learning_rate=3e-4,
+            beta=0.04,
+            loss_type="grpo",
+            reward_weights=list(WEIGHTS.values()),
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=load_dataset("json", data_files=str(ROOT / "demo/questions.jsonl"), split="train").map(question),
+        processing_class=AutoTokenizer.from_pretrained(policy),
+    )
+    plain.train()
+    keys = ["loss", "reward", "kl", "grad_norm", *(f"rewards/{name}/mean" for name in WEIGHTS)]
+    # Rewards are logged where completions are sampled, which is every second step here.
+    ours = [[log.get(key) for key in keys] for log in history(tmp_path / "run")]
+    theirs = [[log.get(key) for key in keys] for log in plain.state.log_history if "loss" in log]
+    assert len(ours) == 4 and None not in ours[0] and ours == theirs
+
+
+def test_a_run_leaves_the_trained_model(tiny, tmp_path, policy):
+    train_grpo.main(tiny)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    before = AutoModelForCausalLM.from_pretrained(policy)
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), before.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").chat_template
+
+
+def test_lora_trains_an_adapter(tiny, tmp_path):
+    train_grpo.main([*tiny, "--config", str(ROOT / "recipes/lora.yaml")])
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert (tmp_path / "run/adapter_config.json").exists() and not isinstance(trained, PeftModel)
+    moved = [name for name, weight in trained.named_parameters() if "lora_B" in name and weight.abs().max() > 0]
+    assert len(moved) == 7 * 2  # every target of both layers
+
+
+@pytest.fixture
+def reward_model(tmp_path, policy) -> str:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    return str(tmp_path / "judge")
+
+
+def test_a_reward_model_is_named_by_its_folder(tiny, tmp_path, reward_model):
+    train_grpo.main([*tiny, f"--rewards.{reward_model}.weight", "1"])
+    scores = [log["rewards/judge/mean"] for log in history(tmp_path / "run") if "reward" in log]
+    assert len(set(scores)) > 1  # it judged different completions differently
+
+
+def test_no_gpu_is_told_at_once():
+    command = [sys.executable, "train_grpo.py"]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: machine: no CUDA GPU") and "make demo" in result.stderr
