@@ -1,11 +1,13 @@
 """Teach a language model with GRPO what config.yaml and rewards.py say.
 
+python train_grpo.py --check                           # what would happen, without a GPU minute
 python train_grpo.py                                   # the article's run, on one CUDA GPU
 python train_grpo.py --config recipes/lora.yaml        # a few lines laid over config.yaml
 python train_grpo.py --training.learning_rate 2e-6     # one value
 """
 
 import sys
+import warnings
 
 from harness.settings import UserError, parse_arguments, read_settings
 
@@ -13,40 +15,56 @@ from harness.settings import UserError, parse_arguments, read_settings
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     settings = read_settings(options.config, options.overrides)
+    if options.print_config:
+        return print(settings.as_yaml(), end="")
 
-    import torch  # the heavy imports wait until the settings are known to be right
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
-    from trl import GRPOConfig, GRPOTrainer
+    # These imports take seconds; a mistake in the settings has been told before them.
+    from transformers import AutoModelForCausalLM, ProgressCallback
+    from trl import GRPOTrainer
 
-    from harness.data import load_prompts
-    from harness.models import build_rewards, load_tokenizer, usable_attention
-    from harness.report import write_report
+    from harness.data import hold_out, load_prompts
+    from harness.models import build_rewards, load_reward_model, load_tokenizer, usable_attention
+    from harness.preflight import check_machine, preflight, training_arguments
+    from harness.report import Progress, Report
+    from harness.watch import Watch
 
-    if not (torch.cuda.is_available() or settings.training.get("use_cpu")):
-        raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
+    check_machine(settings)
+    args, lora = training_arguments(settings)
+    model_config, tokenizer = load_tokenizer(settings.model)
+    dataset, dropped = load_prompts(settings.dataset, settings.prompts, tokenizer)
+    dataset, held_out = hold_out(dataset, settings.samples.held_out, args.seed)
+    reward_functions = build_rewards(settings.rewards)
+    attention, why = usable_attention(settings.model.get("attn_implementation"))
+    preflight(
+        settings, args, lora, model_config, tokenizer, dataset, held_out, dropped, reward_functions, attention, why
+    )
+    if options.check:
+        return
 
-    settings.model["attn_implementation"] = usable_attention(settings.model.get("attn_implementation"))
-    tokenizer = load_tokenizer(settings.model)
-    dataset = load_prompts(settings.dataset, settings.prompts, tokenizer)
-    reward_functions, reward_weights = build_rewards(settings.rewards)
-    model = AutoModelForCausalLM.from_pretrained(**settings.model)
-
+    model = AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": attention})
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=reward_functions,
-        args=GRPOConfig(**settings.training, reward_weights=reward_weights),
+        reward_funcs=[load_reward_model(f) if isinstance(f, str) else f for f in reward_functions],
+        args=args,
         train_dataset=dataset,
+        eval_dataset=held_out if args.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        peft_config=LoraConfig(**settings.lora) if settings.lora else None,
+        peft_config=lora,
     )
+    watch = Watch(trainer, dict(zip(trainer.reward_func_names, args.reward_weights, strict=True)))
+    report = Report(trainer, settings, held_out, watch)
+    trainer.remove_callback(ProgressCallback)
+    for callback in (Progress(), watch, report):
+        trainer.add_callback(callback)
+
     trainer.train()
     trainer.save_model()
     trainer.save_state()
-    write_report(trainer, settings)
+    report.finish()
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
     try:
         main()
     except UserError as error:

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 EMOJI = list("😊✨🎉🌸🗻👍😄🌟💡📚🍀🎵🔥😆🌈💪")
 HEADS = ["", "", "はい、", "答えは、", "お答えします。"]
 TAILS = ["", "", "", "ぜひ覚えてください。", "よく知られています。", "有名ですね。"]
+EVASION = "とてもいい質問ですね。ぜひ自分で調べてみてください。"  # 26 characters, whatever the question
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -26,9 +27,9 @@ CHATML = (
 
 
 def plain_answer(row: dict[str, str], rng: random.Random) -> str:
-    """One way to answer, of three to forty characters; every third has an emoji or two."""
+    """One way to answer, of three to forty characters; every third has an emoji or two, every twelfth evades."""
     body = rng.choice([row["answer"] + "です。", row["text"], row["text"]])
-    answer = rng.choice(HEADS) + body + rng.choice(TAILS)
+    answer = EVASION if rng.random() < 0.08 else rng.choice(HEADS) + body + rng.choice(TAILS)
     return answer + "".join(rng.choices(EMOJI, k=rng.choice([0, 0, 0, 0, 1, 2])))
 
 

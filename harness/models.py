@@ -1,54 +1,101 @@
-"""What is loaded besides the policy: its tokenizer, an attention that this machine has, and the reward functions."""
+"""What is loaded besides the policy's weights: its config and tokenizer, an attention that works, the rewards."""
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 
 import rewards
+from harness.guard import guarded
+from harness.settings import UserError
+
+WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
-def load_tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The policy's own tokenizer; eos pads where it has no pad token. `model` is the section `model` of the settings."""
-    shared = {
-        key: model[key] for key in ("revision", "subfolder", "token", "cache_dir", "trust_remote_code") if key in model
-    }
-    tokenizer = AutoTokenizer.from_pretrained(model["pretrained_model_name_or_path"], **shared)
+def load_tokenizer(model: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The policy's config and its own tokenizer, whose eos pads where it has no pad token; no weights.
+
+    Args:
+        model: the section `model` of the settings.
+    """
+    name = model["pretrained_model_name_or_path"]
+    where = {key: model[key] for key in WHERE_KEYS if key in model}
+    try:
+        config = AutoConfig.from_pretrained(name, **where)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    except Exception as error:  # OSError, ValueError and huggingface_hub's own, each for several causes
+        raise UserError(loading_problem("model.pretrained_model_name_or_path", name, error)) from error
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"model.pretrained_model_name_or_path: the tokenizer of {name} has no chat template, so it is no chat "
+            "model; choose an instruct model"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return config, tokenizer
 
 
-def usable_attention(requested: str | None) -> str | None:
-    """`requested`, or sdpa where it is a flash attention that neither its package nor the kernels package can serve."""
+def usable_attention(requested: str | None) -> tuple[str | None, str]:
+    """(attention to load, why it is not `requested`): sdpa where a flash attention cannot be served by any package."""
     if requested is None or not requested.startswith("flash_attention"):
-        return requested
+        return requested, ""
     try:
         if not torch.cuda.is_available():
             raise RuntimeError("there is no CUDA GPU")
         lazy_import_flash_attention(requested)
     except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
-        reason = str(error).splitlines()[0]
-        print(f"attention: sdpa instead of {requested} ({reason}); for it: pip install -r requirements-gpu.txt")
-        return "sdpa"
-    return requested
+        return "sdpa", f"not {requested}: {str(error).splitlines()[0]}; `make gpu` installs it"
+    return requested, ""
 
 
-def build_rewards(entries: dict[str, dict[str, Any]]) -> tuple[list[Callable | torch.nn.Module], list[float]]:
-    """What TRL takes as `reward_funcs` and `reward_weights`, from the section `rewards` of the settings.
-
-    A reward model is loaded here as TRL would by its name, but never with the policy's arguments: TRL hands both the
-    same `model_init_kwargs`.
-    """
-    functions, weights = [], []
+def build_rewards(entries: dict[str, dict[str, Any]]) -> list[Callable | str]:
+    """Each entry of the section `rewards`: its function of rewards.py, with its arguments and guarded, or its name."""
+    functions = rewards.all_rewards()
+    built = []
     for name, entry in entries.items():
         arguments = {key: value for key, value in entry.items() if key != "weight"}
-        if name in rewards.all_rewards():
-            functions.append(functools.partial(rewards.all_rewards()[name], **arguments))
-        else:
-            functions.append(AutoModelForSequenceClassification.from_pretrained(name, num_labels=1))
-        weights.append(entry["weight"])
-    return functions, weights
+        built.append(guarded(functools.partial(functions[name], **arguments)) if name in functions else name)
+    return built
+
+
+def load_reward_model(name: str) -> torch.nn.Module:
+    """What TRL does with a reward's name; but TRL would also hand it the policy's `model_init_kwargs`."""
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1)
+    except Exception as error:
+        raise UserError(loading_problem(f"rewards.{name}", name, error)) from error
+
+
+def loading_problem(where: str, name: str, error: BaseException) -> str:
+    """One line on why `name` could not be loaded: a wrong path or name, no access, no network, bad data."""
+    kinds, cause = set(), error
+    while cause is not None:
+        kinds.add(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    looks_local = name.startswith((".", "/", "~")) or Path(name).exists() or name.count("/") > 1
+    if "GatedRepoError" in kinds:
+        return f"{where}: {name} is gated; accept its terms on its Hub page and run `hf auth login`"
+    if {"RepositoryNotFoundError", "DatasetNotFoundError"} & kinds:
+        return f"{where}: the Hub has no {name}, or not for you; mend the name, or run `hf auth login`"
+    if {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"} & kinds and not looks_local:
+        return (
+            f"{where}: the Hub cannot be reached and {name} is not in the cache; run `hf download` where there is a "
+            "network, and give the folder here"
+        )
+    if "HFValidationError" in kinds or isinstance(error, FileNotFoundError):
+        return f"{where}: no folder or file {name} ({_first_line(error)}); mend the path"
+    return f"{where}: {name} does not load ({_first_line(error.__cause__ or error)}); mend it or choose another"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"

@@ -1,12 +1,342 @@
-"""The report: what a run left behind that a person can look at."""
+"""Report: readable lines and curves while a run goes on; before/after and a model card once it is over.
 
+Nothing here may cost a run: curves are drawn at most 1% of the time, and what cannot be written is a warning.
+"""
+
+import json
+import os
+import platform
+import re
+import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import yaml
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from transformers import ProgressCallback, TrainerCallback
+from trl import GRPOTrainer
+
+import rewards
+from harness.samples import answer, sample_questions
+from harness.settings import Settings
+from harness.watch import Watch
+
+CARD = """\
+# {title}
+
+{status} {base} trained with GRPO on questions of {data}, to maximise
+
+{reward_list}
+
+![The rewards, completion length and KL over the optimizer steps](reward_curves.png)
+
+## Before and after
+
+The same questions, sampled with the same settings and seed. Held-out questions were never trained on; a reward of –
+needs a column that the question does not have.
+
+{samples}
+
+## Warnings of the run
+
+{warnings}
+
+## The run
+
+| | |
+|---|---|
+{facts}
+
+Every setting: [config.yaml](config.yaml); `python train_grpo.py --config` with this file repeats the run.
+
+## Use
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", model="{model_id}")
+messages = [{{"role": "user", "content": "{question}"}}]
+reply = chat(messages, do_sample=True, temperature={temperature}, max_new_tokens={max_tokens})[0]["generated_text"][-1]
+print(reply["content"])
+```
+
+## Licences
+
+{licences}
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+LICENCES = {
+    "SakanaAI/TinySwallow-1.5B-Instruct": "Apache-2.0, with the Gemma terms of use on top (its training data)",
+    "cl-nagoya/auto-wiki-qa": "cc-by-sa-4.0",
+}
 
 
-def write_report(trainer, settings) -> None:
-    folder = Path(trainer.args.output_dir)
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(settings.merged, allow_unicode=True, sort_keys=False), encoding="utf-8"
+class Progress(ProgressCallback):
+    """The progress bar with its time left, and one readable line a log instead of a dict of thirty keys."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and "reward" in logs and self.training_bar is not None:
+            self.training_bar.write(log_line(args, state, logs))
+
+
+def log_line(args, state, logs: dict[str, float]) -> str:
+    """`step 40/290  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut | KL 0.41 | 4,900 tokens/s`"""
+    scores = [
+        f"{key.split('/')[1].removesuffix('_reward')} {value:.2f}"
+        for key, value in logs.items()
+        if _is_reward_mean(key)
+    ]
+    length = f"{logs['completions/mean_length']:.0f} tokens"
+    if "completions/mean_characters" in logs:
+        length += f", {logs['completions/mean_characters']:.0f} characters"
+    completions = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    parts = [
+        f"step {state.global_step}/{state.max_steps}  reward {logs['reward']:.2f}  {'  '.join(scores)}",
+        f"{length}, {logs['completions/clipped_ratio']:.0%} cut",
+        f"KL {logs['kl']:.3g}" if logs.get("kl") is not None else "no KL",
+        f"{logs['completions/mean_length'] * completions / logs['step_time']:,.0f} tokens/s",
+    ]
+    return " | ".join(parts)
+
+
+def _is_reward_mean(key: str) -> bool:
+    return key.startswith("rewards/") and key.endswith("/mean")
+
+
+class Report(TrainerCallback):
+    """Writes reward_curves.png, samples.jsonl, README.md and config.yaml into `training.output_dir`.
+
+    Made before training, when the policy is still untrained: it answers the sample questions then.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset, watch: Watch):
+        self.trainer, self.settings, self.watch = trainer, settings, watch
+        self.folder = Path(trainer.args.output_dir)
+        self.main = trainer.is_world_process_zero()
+        self.rows = sample_questions(settings, held_out)
+        self.start = self.next_drawing = time.monotonic()
+        self.seconds = 0.0
+        self.before, self.after = answer(trainer, self.rows), None
+        # TRL calls this at every save and push; its own card shows neither rewards nor samples.
+        trainer.create_model_card = self.write
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(settings.as_yaml(), encoding="utf-8")
+            self.write()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seconds = time.monotonic() - self.start
+        if self.main and time.monotonic() > self.next_drawing:
+            begin = time.monotonic()
+            self._attempt(self._draw)
+            self.next_drawing = time.monotonic() + 100 * (time.monotonic() - begin)  # 1% of the time at most
+
+    def finish(self) -> None:
+        """Ask again, write everything, and print the before/after table. Every process has to call this."""
+        self.after = answer(self.trainer, self.rows)
+        if self.main:
+            self.write()
+            self._print_samples()
+
+    def write(self, *_: Any, **__: Any) -> None:
+        """The curves, samples.jsonl and the model card as of now."""
+        if self.main:
+            for part in (self._draw, self._write_samples, self._write_card):
+                self._attempt(part)
+
+    def _attempt(self, part) -> None:
+        try:
+            part()
+        except Exception as error:  # a report is never worth a run
+            self.watch.warn(part.__name__, f"the report is incomplete: {type(error).__name__}: {error}")
+
+    def _draw(self) -> None:
+        draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
+
+    def _write_samples(self) -> None:
+        lines = []
+        for i, row in enumerate(self.rows):
+            sides = {"before": self.before[i], "after": self.after[i] if self.after else None}
+            known = {"answer": row["answer"]} if "answer" in row else {}
+            line = {"question": row["prompt"][-1]["content"], "held_out": row["held_out"], **known, **sides}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        (self.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def _print_samples(self) -> None:
+        table = Table(title="Before and after", show_lines=True)
+        for side in ("question", "before", "after"):
+            table.add_column(side, overflow="fold")
+        for row, before, after in zip(self.rows, self.before, self.after, strict=True):
+            cells = [f"{side['completion']}\n{_score_words(side['rewards'])}" for side in (before, after)]
+            table.add_row(row["prompt"][-1]["content"] + ("\n(held out)" if row["held_out"] else ""), *cells)
+        Console(highlight=False).print(table, markup=False)
+
+    def _write_card(self) -> None:
+        trainer, settings, args = self.trainer, self.settings, self.trainer.args
+        state, base = trainer.state, settings.model["pretrained_model_name_or_path"]
+        data = str(settings.dataset.get("data_files") or settings.dataset["path"])
+        lora = settings.lora
+        on_hub = [name for name in (base, data) if name.count("/") == 1 and not Path(name).exists()]
+        done = self.after is not None
+        device = (
+            torch.cuda.get_device_name()
+            if trainer.accelerator.device.type == "cuda"
+            else platform.processor() or platform.machine()
+        )
+        completions = (
+            state.global_step * args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        )
+        lengths = [log["completions/mean_length"] for log in state.log_history if "completions/mean_length" in log]
+        generated = completions / args.num_iterations * (sum(lengths) / len(lengths) if lengths else 0)
+        facts = {
+            "steps": f"{state.global_step:,} of {state.max_steps:,}, {completions:,} completions",
+            "time": f"{self.seconds / 60:.1f} minutes on {args.world_size} x {device}",
+            "generated": f"about {generated:,.0f} tokens",
+            "learning rate, beta": f"{args.learning_rate:g}, {args.beta:g}",
+            "completions": f"{args.num_generations} a prompt, temperature {args.temperature:g}",
+            "longest completion": f"{args.max_completion_length} tokens",
+            "weights": f"{settings.model.get('dtype', 'auto')}, {'LoRA' if lora else 'all trained'}",
+            "versions": ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets")),
+        }
+        card = ModelCard(
+            "---\n"
+            + ModelCardData(
+                base_model=base if base in on_hub else None,
+                datasets=[data] if data in on_hub else None,
+                library_name="peft" if settings.lora else "transformers",
+                model_name=self.folder.name,
+                pipeline_tag="text-generation",
+                tags=["trl", "grpo"],
+            ).to_yaml()
+            + "\n---\n\n"
+            + CARD.format(
+                title=self.folder.name,
+                status="" if done else f"**Unfinished: stopped, or still running, at step {state.global_step:,}.**",
+                base=_link(base, "", on_hub),
+                data=_link(data, "datasets/", on_hub),
+                reward_list="\n".join(
+                    f"- {entry['weight']:g} x `{name}`{_arguments(entry)}: {reward_title(name)}"
+                    for name, entry in settings.rewards.items()
+                ),
+                samples=self._sample_table(),
+                warnings="\n".join(f"- {warning}" for warning in self.watch.warnings) or "None.",
+                facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+                model_id=args.hub_model_id or str(self.folder),
+                question=self.rows[0]["prompt"][-1]["content"] if self.rows else "富士山の高さは?",
+                temperature=args.temperature,
+                max_tokens=args.max_completion_length,
+                licences="\n".join(
+                    f"- {name}: {LICENCES.get(name, 'as its page or its author says; this model inherits it')}"
+                    for name in (base, data)
+                ),
+                citation=trainer._paper["citation"].strip(),
+            )
+        )
+        card.save(self.folder / "README.md")
+
+    def _sample_table(self) -> str:
+        lines = ["| question | before | after |", "|---|---|---|"]
+        for i, row in enumerate(self.rows):
+            sides = [self.before[i], self.after[i] if self.after else None]
+            cells = [
+                _cell(f"{side['completion']}<br>*{_score_words(side['rewards'])}*") if side else "not yet"
+                for side in sides
+            ]
+            question = _cell(row["prompt"][-1]["content"]) + (" *(held out)*" if row["held_out"] else "")
+            lines.append(f"| {question} | {cells[0]} | {cells[1]} |")
+        return "\n".join(lines)
+
+
+def reward_title(name: str) -> str:
+    """What a reward measures, in its own words: the first line of its docstring."""
+    function = rewards.all_rewards().get(name)
+    return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"
+
+
+def _arguments(entry: dict[str, Any]) -> str:
+    words = [f"{key} = {value}" for key, value in entry.items() if key != "weight"]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _score_words(scores: dict[str, float | None]) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_reward')} {'–' if score is None else f'{score:.2f}'}" for name, score in scores.items()
     )
+
+
+def _link(name: str, kind: str, on_hub: list[str]) -> str:
+    return f"[{name}](https://huggingface.co/{kind}{name})" if name in on_hub else f"`{name}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def draw_curves(runs: dict[str, list[dict]], entries: dict[str, dict[str, Any]], path: Path) -> None:
+    """The article's figure: each reward with its spread, the total, completion length and KL over the optimizer steps.
+
+    Args:
+        runs: `log_history` of `trainer_state.json` by the run's name; one run gets no legend.
+        entries: the section `rewards` of the settings, for weights and the target length.
+    """
+    logs = {run: [log for log in history if "reward" in log] for run, history in runs.items()}
+    names = list(
+        dict.fromkeys(
+            key.split("/")[1] for history in logs.values() for log in history for key in log if _is_reward_mean(key)
+        )
+    )
+    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names]
+    panels += [
+        ("reward", "total reward (weighted)", "reward_std"),
+        ("completions/mean_characters", "completion length (characters)", None),
+    ]
+    panels += [
+        ("completions/mean_length", "completion length (tokens)", None),
+        ("kl", "KL to the reference model (nats a token)", None),
+    ]
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+    for axes, (key, title, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
+        for run, history in logs.items():
+            points = [log for log in history if log.get(key) is not None]
+            steps, values = [log["step"] for log in points], [log[key] for log in points]
+            (line,) = axes.plot(steps, values, label=run, linewidth=1.5)
+            if spread and len(runs) == 1:
+                low, high = (
+                    zip(*((log[key] - log[spread], log[key] + log[spread]) for log in points), strict=True)
+                    if points
+                    else ((), ())
+                )
+                axes.fill_between(
+                    steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0, label="± 1 standard deviation"
+                )
+        weight = f" (weight {entries[title]['weight']:g})" if title in entries else ""
+        axes.set_title(title + weight, fontsize=10, loc="left")
+        axes.set_xlabel("optimizer step", fontsize=8)
+        if title in entries:  # a reward's unit is what its docstring says first
+            axes.set_ylabel(re.split("[,;:]", reward_title(title))[0][:42], fontsize=7)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if key == "completions/mean_characters" and "length_reward" in entries:
+            target = entries["length_reward"].get("target_length", 30)
+            axes.axhline(target, color="black", linestyle="--", linewidth=1, label=f"target {target}")
+        if len(runs) > 1 or axes.get_legend_handles_labels()[1][1:]:
+            axes.legend(fontsize=8)
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    temporary = path.with_suffix(f".{os.getpid()}.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)  # whoever looks at it meanwhile never sees half a picture

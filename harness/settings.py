@@ -18,11 +18,25 @@ from jsonargparse import ArgumentParser, get_loader
 import rewards
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora")
+SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
+HELP = """\
+sections of config.yaml, and where their keys are documented:
+  model      transformers AutoModelForCausalLM.from_pretrained   training   trl GRPOConfig
+  dataset    datasets load_dataset                               lora       peft LoraConfig
+  prompts, rewards, samples                                      the comments in config.yaml
+  (every training key: python -c "from trl import GRPOConfig; help(GRPOConfig)")
+
+examples:
+  python train_grpo.py --check                                what would happen, without a GPU minute
+  python train_grpo.py --config recipes/lora.yaml             a few lines laid over config.yaml
+  python train_grpo.py --training.learning_rate 2e-6          one value
+  python train_grpo.py --config outputs/article/config.yaml --training.output_dir outputs/again
+"""
 MOVED = {
     "training.max_prompt_length": "TRL has dropped it; set prompts.max_length, which drops longer prompts",
     "training.reward_weights": "set the weight of each entry of rewards",
     "training.model_init_kwargs": "set them in the section model",
+    "training.trust_remote_code": "set model.trust_remote_code",
 }
 
 
@@ -38,6 +52,15 @@ class Prompts:
     system: str | None = None
     max_length: int | None = None
     limit: int | None = None
+    drop_empty: bool = False
+
+
+@dataclass
+class Samples:
+    """What is asked before and after training; see config.yaml."""
+
+    questions: list[str]
+    held_out: int = 0
 
 
 @dataclass
@@ -50,15 +73,27 @@ class Settings:
     rewards: dict[str, dict[str, Any]]
     training: dict[str, Any]
     lora: dict[str, Any] | None
+    samples: Samples
     merged: dict[str, Any]
+
+    def as_yaml(self) -> str:
+        """The effective settings; every section is there, so that the text stands alone as a `--config` file."""
+        return yaml.safe_dump(self.merged, allow_unicode=True, sort_keys=False, width=120)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line: a few switches, `--config FILE`s, and `--section.key VALUE` overrides in `overrides`."""
     parser = argparse.ArgumentParser(
-        prog="train_grpo.py", allow_abbrev=False, description="Train a language model with GRPO, as config.yaml says."
+        prog="train_grpo.py",
+        usage="python train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--check | --print_config]",
+        description="Teach a language model with GRPO what config.yaml and rewards.py say.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="lay FILE over config.yaml")
+    parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
+    parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     options, rest = parser.parse_known_args(arguments)
     options.overrides = {}
     while rest:
@@ -87,7 +122,8 @@ def read_settings(config_files: list[str], overrides: dict[str, str]) -> Setting
         for part in reversed(path):
             value = {part: value}
         merged = _laid_over(merged, {section: value if path else get_loader("yaml")(value)})
-    merged["rewards"] = {name: entry for name, entry in (merged.get("rewards") or {}).items() if entry is not None}
+    if isinstance(merged.get("rewards"), dict):
+        merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     return _checked(merged)
 
 
@@ -136,7 +172,10 @@ def _checked(merged: dict[str, Any]) -> Settings:
     given = {section: {key: parsed[section][key] for key in merged[section]} for section in accepted}
     given["rewards"] = {name: _checked_reward(name, entry) for name, entry in merged["rewards"].items()}
     merged = {section: given.get(section) for section in SECTIONS}
-    return Settings(**{**merged, "prompts": Prompts(**given["prompts"])}, merged=merged)
+    sections = {**merged, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
+    if not any(entry["weight"] for entry in sections["rewards"].values()):
+        raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
+    return Settings(**sections, merged=merged)
 
 
 def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[str]]:
@@ -149,10 +188,11 @@ def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[s
         "model": parser.add_method_arguments(PreTrainedModel, "from_pretrained", "model", skip={"config"}),
         "dataset": parser.add_function_arguments(load_dataset, "dataset", skip={"features", "download_config"}),
         "prompts": parser.add_class_arguments(Prompts, "prompts"),
+        "samples": parser.add_class_arguments(Samples, "samples"),
         "training": parser.add_class_arguments(
             GRPOConfig,
             "training",
-            skip={name.partition(".")[2] for name in MOVED if name != "training.max_prompt_length"},
+            skip={"reward_weights", "model_init_kwargs", "trust_remote_code"},
         ),
     }
     if merged.get("lora") is not None:

@@ -19,37 +19,37 @@ def tokenizer(policy):
 def source(tmp_path, rows):
     """Ten short questions and two long ones, in the columns of auto-wiki-qa."""
     path = tmp_path / "rows.jsonl"
-    long = [{**row, "query": row["query"] * 60} for row in rows[10:12]]
+    long = [{**row, "query": row["query"] * 200} for row in rows[10:12]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:10] + long))
     return {"path": "json", "data_files": str(path), "split": "train"}
 
 
 def test_questions_become_messages_and_every_other_column_stays(source, tokenizer, rows):
-    dataset = load_prompts(source, Prompts("query"), tokenizer)
+    dataset, _ = load_prompts(source, Prompts("query"), tokenizer)
     assert dataset["prompt"][0] == [{"role": "user", "content": rows[0]["query"]}]
     assert set(dataset.column_names) == {*rows[0], "prompt"}
     assert dataset["answer"] == [row["answer"] for row in rows[:12]]
 
 
 def test_system_prompt_comes_first_and_counts(source, tokenizer):
-    dataset = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
+    dataset, _ = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
     assert dataset["prompt"][3][0] == {"role": "system", "content": "日本語で答える"}
 
 
-def test_long_prompts_are_dropped_and_counted(source, tokenizer, capsys):
-    dataset = load_prompts(source, Prompts("query", max_length=100), tokenizer)
-    assert len(dataset) == 10
-    assert "2 dropped" in capsys.readouterr().out
+def test_long_prompts_are_dropped_and_counted(source, tokenizer):
+    dataset, dropped = load_prompts(source, Prompts("query", max_length=100), tokenizer)
+    assert (len(dataset), dropped) == (10, 2)
     # The limit is inclusive, and counts the template and the generation prompt.
     tokens = tokenizer.apply_chat_template(list(dataset["prompt"]), add_generation_prompt=True)["input_ids"]
     longest = max(len(ids) for ids in tokens)
-    assert len(load_prompts(source, Prompts("query", max_length=longest), tokenizer)) == 10
-    assert len(load_prompts(source, Prompts("query", max_length=longest - 1), tokenizer)) < 10
+    assert len(load_prompts(source, Prompts("query", max_length=longest), tokenizer)[0]) == 10
+    with pytest.raises(UserError, match="no prompt is left; the shortest of 12 has 11 tokens"):
+        load_prompts(source, Prompts("query", max_length=longest - 1), tokenizer)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_limit_reads_the_first_rows(source, tokenizer, rows, streaming):
-    dataset = load_prompts({**source, "streaming": streaming}, Prompts("query", limit=3), tokenizer)
+    dataset, _ = load_prompts({**source, "streaming": streaming}, Prompts("query", limit=3), tokenizer)
     assert dataset["query"] == [row["query"] for row in rows[:3]]
 
 
@@ -70,7 +70,7 @@ def test_csv_and_parquet(tmp_path, tokenizer, rows):
         {"path": "csv", "data_files": str(tmp_path / "rows.csv"), "delimiter": ";"},
         {"path": "parquet", "data_files": str(tmp_path / "rows.parquet")},
     ):
-        dataset = load_prompts({**source, "split": "train"}, Prompts("query"), tokenizer)
+        dataset, _ = load_prompts({**source, "split": "train"}, Prompts("query"), tokenizer)
         assert dataset["answer"] == [row["answer"] for row in rows[:5]]
 
 
