@@ -285,7 +285,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", "<br>")
 
 
-def draw_curves(runs: dict[str, list[dict]], entries: dict[str, dict[str, Any]], path: Path) -> None:
+def draw_curves(
+    runs: dict[str, list[dict]], entries: dict[str, dict[str, Any]], path: Path, weights: bool = True
+) -> None:
     """The article's figure: each reward with its spread, the total, completion length and KL over the optimizer steps.
 
     Args:
@@ -323,7 +325,7 @@ def draw_curves(runs: dict[str, list[dict]], entries: dict[str, dict[str, Any]],
                 axes.fill_between(
                     steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0, label="± 1 standard deviation"
                 )
-        weight = f" (weight {entries[title]['weight']:g})" if title in entries else ""
+        weight = f" (weight {entries[title]['weight']:g})" if weights and title in entries else ""
         axes.set_title(title + weight, fontsize=10, loc="left")
         axes.set_xlabel("optimizer step", fontsize=8)
         if title in entries:  # a reward's unit is what its docstring says first

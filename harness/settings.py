@@ -264,9 +264,9 @@ def _parsed(parser: ArgumentParser, values: dict[str, Any], prefix: str = "") ->
     except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
         message = str(error)
         key = re.search(r'Parser key "(.*?)"', message)
-        kinds = re.findall(r"Expected an? <class '(.*?)'>", message)
+        kinds = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])", message)
         value = re.search(r"(?:Got value|Given value): (.*)", message)
         if not (key and kinds and value):
             raise UserError(prefix + " ".join(message.split())) from None
-        kinds = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+        kinds = " or ".join("null" if kind == "NoneType" else kind or choices for kind, choices in kinds)
         raise UserError(f"{prefix}{key[1]}: expected {kinds}, got {value[1]}; mend the value") from None

@@ -1,0 +1,97 @@
+"""A reward that breaks its contract stops the run before the optimizer step, and is named with row and value."""
+
+import asyncio
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import rewards
+import train_grpo
+from harness.guard import RewardError, guarded
+from harness.settings import UserError
+
+CALL = {"prompts": ["p0", "p1"], "completions": ["c0", "c1"], "log_metric": lambda *_: None}
+
+
+def returning(value):
+    def my_reward(completions, **kwargs):
+        return value
+
+    return my_reward
+
+
+@pytest.mark.parametrize("value", [[1, 2.5], (1, 2), np.array([1, 2]), torch.tensor([1.0, 2.0]), [None, 1], [True, 0]])
+def test_numbers_pass(value):
+    result = guarded(returning(value))(**CALL)
+    assert result == [None if v is None else float(v) for v in value]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1.0], ["returned 1 values", "2 numbers"]),
+        ([None, None], ["None for all 2"]),
+        ([0.0, float("nan")], ["returned nan", "row 1", "'p1'", "'c1'"]),
+        ([float("inf"), 0.0], ["returned inf", "row 0", "'c0'"]),
+        ([0.0, -1e30], ["returned -1e+30", "row 1"]),
+        ([0.0, "good"], ["returned 'good'", "row 1"]),
+        ([0.0, [1]], ["returned [1]", "row 1"]),
+        ({"a": 1, "b": 2}, ["returned the dict"]),
+        ("ab", ["returned the str"]),
+        (3.0, ["returned the float"]),
+        (None, ["returned the NoneType"]),
+    ],
+)
+def test_everything_else_is_named(value, words):
+    with pytest.raises(RewardError) as error:
+        guarded(returning(value))(**CALL)
+    message = str(error.value)
+    assert message.startswith("rewards.my_reward: ") and all(word in message for word in words), message
+
+
+def picky_reward(completions, answer, **kwargs):
+    return [1 / len(a) for a in answer]
+
+
+def test_a_raise_is_traced_to_its_row():
+    with pytest.raises(RewardError, match=r"picky_reward: raised ZeroDivisionError.*row 1 .*'c1'"):
+        guarded(picky_reward)(**CALL, answer=["x", ""])
+
+
+def test_name_arguments_and_async_survive():
+    async def slow_reward(completions, scale=1, **kwargs):
+        return [scale, float("nan")]
+
+    reward = guarded(functools.partial(slow_reward, scale=2))
+    assert reward.__name__ == "slow_reward"
+    with pytest.raises(RewardError, match="slow_reward: returned nan"):
+        asyncio.run(reward(**CALL))
+
+
+def test_preflight_refuses_a_broken_reward(tiny, monkeypatch):
+    monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", lambda completions: {"a": 1}))
+    with pytest.raises(UserError, match="rewards.emoji_reward: returned the dict"):
+        train_grpo.main([*tiny, "--check"])
+
+
+def test_a_reward_that_breaks_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeypatch):
+    calls = []
+
+    def turns_bad(completions):
+        calls.append(len(completions))
+        return [float("inf") if calls.count(16) == 2 and i == 5 else 1.0 * i for i in range(len(completions))]
+
+    monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", turns_bad))
+    with pytest.raises(RewardError, match="rewards.emoji_reward: returned inf for row 5 .*completion"):
+        train_grpo.main(tiny)
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def named(name, function):
+    def reward(completions, max_emoji: int = 4, **kwargs):
+        return function(completions)
+
+    reward.__name__ = name
+    return reward

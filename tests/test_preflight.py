@@ -1,0 +1,219 @@
+"""Every mistake is one line in seconds: where, what, and what to do. One table a group, in-process; a few for real."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+import rewards
+import train_grpo
+from harness import preflight
+from harness.settings import UserError
+
+
+def refused(arguments: list[str]) -> str:
+    with pytest.raises(UserError) as error:
+        train_grpo.main(arguments)
+    message = str(error.value)
+    assert "\n" not in message and ": " in message
+    return message
+
+
+def every_key() -> list[tuple[str, ...]]:
+    paths = []
+    for file in [ROOT / "config.yaml", ROOT / "demo/config.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]:
+        for section, values in yaml.safe_load(file.read_text()).items():
+            for key in [(section,), *((section, key) for key in values or ())]:
+                paths += [key] if key not in paths else []
+            if section == "rewards":
+                paths += [(section, name, key) for name, entry in values.items() for key in entry]
+    return list(dict.fromkeys(paths))
+
+
+def nested(path: tuple[str, ...], value) -> dict:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize("path", every_key(), ids=".".join)
+def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
+    base = ["--config", str(ROOT / "recipes/lora.yaml"), "--config", str(ROOT / "demo/config.yaml")]
+    overlay = tmp_path / "mistake.yaml"
+    *parents, key = path
+
+    overlay.write_text(yaml.safe_dump(nested((*parents, key + "s"), {"weight": 1})))
+    message = refused([*base, "--config", str(overlay)])
+    assert message.startswith(".".join(path) + "s: ") and f"did you mean {key}?" in message
+
+    wrong = 5 if len(path) == 1 or path[-1].endswith("_reward") else {"wrong": "type"}
+    if path != ("dataset", "data_files"):  # which may be a mapping
+        overlay.write_text(yaml.safe_dump(nested(path, wrong)))
+        assert refused([*base, "--config", str(overlay)]).startswith(".".join(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "nowhere.yaml"], ["nowhere.yaml: No such file", "--config"]),
+        (["--config", "LICENSE"], ["LICENSE: not"]),
+        (["--config", "demo/questions.jsonl"], ["demo/questions.jsonl: not"]),
+        (["--training.learn", "1"], ["training.learn: unknown", "learning_rate"]),
+        (["--train.seed", "1"], ["train: unknown", "training"]),
+        (["--training.num_generations", "8.5"], ["training.num_generations: expected int", "8.5"]),
+        (["--training.num_generations", "[8]"], ["training.num_generations: expected int"]),
+        (["--training.learning_rate", "fast"], ["training.learning_rate: expected float", "fast"]),
+        (["--training.max_prompt_length", "256"], ["training.max_prompt_length: ", "prompts.max_length"]),
+        (["--training.save_strategy", "sometimes"], ["training: ", "sometimes"]),
+        (["--training.loss_scale"], ["training.loss_scale: has no value"]),
+        (["--training.num_generations", "1"], ["training: ", "at least 2 generations"]),
+        (["--model.dtype", "bf16"], ["model.dtype: ", "bfloat16", "bf16"]),
+        (["--lora.r", "many"], ["lora.r: expected int", "many"]),
+        (["--lora.bias", "some"], ["lora.bias: expected 'none', 'all'", "some"]),
+        (["--lora.target_modules", "[q_prj]"], ["lora: ", "q_prj"]),
+        (
+            ["--rewards.emoji_rewrd.weight", "1"],
+            ["rewards.emoji_rewrd: ", "did you mean emoji_reward?", "length_reward"],
+        ),
+        (["--rewards.length_reward.goal", "9"], ["rewards.length_reward.goal: unknown"]),
+        (["--rewards.length_reward.weight", ".inf"], ["rewards.length_reward.weight: ", "finite"]),
+        (["--rewards.length_reward", "3"], ["rewards.length_reward: expected a mapping"]),
+        (["--rewards", "null"], ["rewards: expected a mapping"]),
+        ([f"--rewards.{name}.weight=0" for name in rewards.all_rewards()], ["rewards: none has a weight"]),
+        (["surprise"], ["surprise: not an option"]),
+        (["--model.pretrained_model_name_or_path", "./nowhere"], ["model.pretrained_model_name_or_path: no folder"]),
+        (["--model.pretrained_model_name_or_path", "nobody/nothing"], ["the Hub cannot be reached", "nobody/nothing"]),
+        (
+            ["--dataset.path", "nobody/nothing", "--dataset.data_files", "null"],
+            ["dataset.path: ", "Hub cannot be reached"],
+        ),
+        (["--dataset.data_files", "nowhere.json"], ["dataset.path: no folder or file", "nowhere.json"]),
+        (["--dataset.data_files", "LICENSE"], ["dataset.path: json does not load"]),
+        (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
+        (["--prompts.column", "question"], ["prompts.column: 'question' is no column", "did you mean query?"]),
+        (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
+        (["--prompts.limit", "20"], ["training: 12 prompts", "32"]),
+        (["--training.max_completion_length", "500"], ["training.max_completion_length: ", "context of 512"]),
+        (
+            ["--training.per_device_train_batch_size", "9", "--training.steps_per_generation", "1"],
+            ["training.per_device_train_batch_size: 9", "use 8 or 16"],
+        ),
+        (["--training.generation_batch_size", "65", "--training.steps_per_generation", "null"], ["use 64 or 72"]),
+        (
+            ["--training.eval_strategy", "steps", "--training.per_device_eval_batch_size", "4"],
+            ["training.per_device_eval_batch_size: 4", "use 8"],
+        ),
+        (["--training.use_vllm", "true"], ["training.use_vllm: ", "make gpu"]),
+    ],
+    ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_mistakes(arguments, words, policy, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    base = ["--config", "demo/config.yaml", "--model.pretrained_model_name_or_path", policy, "--check"]
+    message = refused(base + arguments)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("bad", [None, "", "   "])
+def test_empty_questions_are_counted_and_dropped_only_on_request(bad, tiny, rows, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({**row, "query": bad if i in (3, 7) else row["query"]}) + "\n" for i, row in enumerate(rows))
+    )
+    arguments = [*tiny, "--dataset.data_files", str(path), "--check"]
+    message = refused(arguments)
+    assert "2 of 291 questions" in message and "rows 3, 7" in message and "drop_empty" in message
+    train_grpo.main([*arguments, "--prompts.drop_empty", "true"])
+
+
+def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(policy, folder)
+    (folder / "chat_template.jinja").unlink()
+    assert "no chat template" in refused([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
+
+
+def test_too_little_disk_is_told_with_both_figures(tiny, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    message = refused([*tiny, "--check"])
+    assert message.startswith("training.output_dir: 0.0 GB are needed") and "0.0 GB are free" in message
+
+
+GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ({"is_available": False}, ["no CUDA GPU", "make demo"]),
+        ({"device_count": 4}, ["4 GPUs", "accelerate launch --num_processes 4"]),
+        ({"is_bf16_supported": False}, ["training.bf16: Tesla T4", "training.fp16: true"]),
+    ],
+)
+def test_machines_that_cannot(gpu, words, monkeypatch):
+    """The GPU is pretended: none is here."""
+    for name, value in {**GPU, **gpu}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    message = refused([])
+    assert all(word in message for word in words), message
+
+
+def test_the_plan(tiny, capsys):
+    train_grpo.main([*tiny, "--check"])
+    plan = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "1,030,560 parameters, all trained, float32",
+        "283 to train on, 8 held out, 0 dropped",
+        "<|im_start|>user⏎",
+        "2 prompts x 4 = 8 completions",
+        "4 optimizer steps, 2 generation calls of 16",
+        "at most 512 generated tokens",
+        "2 x length_reward (target_length 30, alpha 0.15)",
+        "emoji_reward: 0.00 on average (0 to 0); warning: flat",
+    ):
+        assert words in plan, plan
+
+
+def test_the_footprint_of_the_articles_model():
+    """TinySwallow's shape on the meta device: 1.54 B parameters, about 15 GB for four bfloat16 copies of five."""
+    from transformers import Qwen2Config
+    from trl import GRPOConfig
+
+    from harness.settings import read_settings
+
+    settings = read_settings([], {})
+    config = Qwen2Config(
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
+    )  # fmt: skip
+    arguments = GRPOConfig(**{**settings.training, "bf16": False, "use_cpu": True})
+    size = preflight.footprint(settings, config, arguments, None)
+    assert size.parameters == size.trainable == 1_543_714_304
+    held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
+    assert held == 5 * 2 * size.parameters
+    assert size.disk == 2 * size.parameters * (1 + 3 * 3)  # the model; two checkpoints kept and one being written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--training.learnin_rate", "1"], "error: training.learnin_rate: unknown, did you mean learning_rate?"),
+        (["--config", "demo/config.yaml", "--prompts.column", "question"], "error: prompts.column: 'question'"),
+        ([], "error: machine: no CUDA GPU found; `make demo`"),
+    ],
+)
+def test_the_real_command_line_exits_with_2_and_one_line(arguments, words, policy):
+    command = [sys.executable, "train_grpo.py", *arguments, "--model.pretrained_model_name_or_path", policy]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(words)
+
+
+def test_help_fits_on_one_screen():
+    result = subprocess.run([sys.executable, "train_grpo.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and len(result.stdout.splitlines()) <= 30

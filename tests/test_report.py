@@ -1,0 +1,130 @@
+"""The report of a real tiny run: what it leaves, and that it tells the truth."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from matplotlib.image import imread
+
+import train_grpo
+from harness import compare
+from harness.data import hold_out
+from harness.report import log_line
+from harness.settings import UserError
+
+
+@pytest.fixture(scope="module")
+def run(policy, tmp_path_factory):
+    """Eight steps: enough that the policy's answers change."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    arguments = ["--config", str(ROOT / "demo/config.yaml"), "--model.pretrained_model_name_or_path", policy]
+    arguments += ["--dataset.data_files", str(ROOT / "demo/questions.jsonl"), "--training.output_dir", str(folder)]
+    arguments += [
+        "--training.max_steps",
+        "8",
+        "--training.max_completion_length",
+        "24",
+        "--training.logging_steps",
+        "1",
+    ]
+    arguments += ["--training.per_device_train_batch_size", "16", "--training.report_to", "tensorboard"]
+    train_grpo.main(arguments)
+    return folder
+
+
+def samples(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").open(encoding="utf-8")]
+
+
+def history(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def test_both_sides_of_every_question_are_kept_and_scored(run):
+    rows = samples(run)
+    assert [row["held_out"] for row in rows] == [False] * 3 + [True] * 8
+    assert rows[0]["question"] == "富士山の高さは?"
+    assert any(row["before"]["completion"] != row["after"]["completion"] for row in rows)
+    for row in rows:
+        for side in ("before", "after"):
+            scores = row[side]["rewards"]
+            assert set(scores) == {"emoji_reward", "length_reward", "answer_reward"}
+            assert (scores["answer_reward"] is None) is not row["held_out"]  # our own questions have no answer column
+
+
+def test_held_out_rows_are_not_trained_on(run, rows):
+    train, held_out = hold_out(Dataset.from_list(rows), 8, seed=42)
+    assert not set(train["query"]) & set(held_out["query"]) and len(train) + len(held_out) == len(rows)
+    assert [row["question"] for row in samples(run) if row["held_out"]] == list(held_out["query"])
+
+
+def test_curves_are_drawn(run):
+    picture = imread(run / "reward_curves.png")
+    height, width = picture.shape[:2]
+    assert width > 1000 and height > 800
+    assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5  # neither blank nor black
+
+
+def test_the_model_card_is_valid_and_complete(run):
+    card = ModelCard.load(run / "README.md")
+    card.data.to_dict()
+    assert {"trl", "grpo"} <= set(card.data.tags) and card.data.library_name == "transformers"
+    text = card.text
+    assert "Unfinished" not in text and "8 of 8" in text and "shao2024deepseekmath" in text
+    for row in samples(run):
+        assert row["question"] in text
+
+
+def test_the_effective_config_repeats_the_run(run, tmp_path):
+    train_grpo.main(["--config", str(run / "config.yaml"), "--training.output_dir", str(tmp_path / "again")])
+    losses = [[log["loss"] for log in history(folder) if "loss" in log] for folder in (run, tmp_path / "again")]
+    assert len(losses[0]) == 8 and losses[0] == losses[1]
+
+
+def test_a_run_that_is_stopped_leaves_a_card_that_says_so(tiny, tmp_path, monkeypatch):
+    from trl import GRPOTrainer
+
+    step = GRPOTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_grpo.main([*tiny, "--training.save_steps", "2"])
+    assert "**Unfinished" in (tmp_path / "run/README.md").read_text()
+    assert all(row["before"] and row["after"] is None for row in samples(tmp_path / "run"))
+
+
+def test_log_line():
+    args = SimpleNamespace(per_device_train_batch_size=16, world_size=1, gradient_accumulation_steps=4)
+    state = SimpleNamespace(global_step=40, max_steps=1250)
+    logs = {
+        "reward": 1.5, "rewards/emoji_reward/mean": 1.25, "completions/mean_length": 100.0,
+        "completions/mean_characters": 140.4, "completions/clipped_ratio": 0.0625, "kl": 0.0123, "step_time": 2.0,
+    }  # fmt: skip
+    assert log_line(args, state, logs) == (
+        "step 40/1250  reward 1.50  emoji 1.25 | 100 tokens, 140 characters, 6% cut | KL 0.0123 | 3,200 tokens/s"
+    )
+
+
+def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    compare.main([str(run), str(run)])
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    table = capsys.readouterr().out
+    assert "emoji_reward" in table and "minutes" in table
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"log_history": []}'])
+def test_compare_names_a_folder_it_cannot_read(content, tmp_path):
+    if content is not None:
+        (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        compare.main([str(tmp_path)])
