@@ -2,9 +2,14 @@
 PYTHON ?= python3
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo train test lint gpu
+# make demo-hacked: the demo without its answer reward
+.PHONY: demo demo-hacked train test lint gpu
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
+
+demo-hacked: demo/model/config.json
+	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml --rewards.answer_reward.weight 0 \
+	    --training.output_dir outputs/demo-hacked
 
 train: .venv/installed
 	.venv/bin/python train_grpo.py

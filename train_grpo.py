@@ -9,7 +9,8 @@ python train_grpo.py --training.learning_rate 2e-6     # one value
 import sys
 import warnings
 
-from harness.settings import UserError, parse_arguments, read_settings
+from harness.exits import exit_status, failures_logged
+from harness.settings import parse_arguments, read_settings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,14 +20,13 @@ def main(arguments: list[str] | None = None) -> None:
         return print(settings.as_yaml(), end="")
 
     # These imports take seconds; a mistake in the settings has been told before them.
-    from transformers import AutoModelForCausalLM, ProgressCallback
+    from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
     from harness.data import hold_out, load_prompts
     from harness.models import build_rewards, load_reward_model, load_tokenizer, usable_attention
     from harness.preflight import check_machine, preflight, training_arguments
-    from harness.report import Progress, Report
-    from harness.watch import Watch
+    from harness.report import Report
 
     check_machine(settings)
     args, lora = training_arguments(settings)
@@ -41,32 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
     if options.check:
         return
 
-    model = AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": attention})
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=[load_reward_model(f) if isinstance(f, str) else f for f in reward_functions],
-        args=args,
-        train_dataset=dataset,
-        eval_dataset=held_out if args.eval_strategy != "no" else None,
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
-    watch = Watch(trainer, dict(zip(trainer.reward_func_names, args.reward_weights, strict=True)))
-    report = Report(trainer, settings, held_out, watch)
-    trainer.remove_callback(ProgressCallback)
-    for callback in (Progress(), watch, report):
-        trainer.add_callback(callback)
-
-    trainer.train()
-    trainer.save_model()
-    trainer.save_state()
-    report.finish()
+    with failures_logged(args.output_dir):
+        model = AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": attention})
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=[load_reward_model(f) if isinstance(f, str) else f for f in reward_functions],
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=held_out if args.eval_strategy != "no" else None,
+            processing_class=tokenizer,
+            peft_config=lora,
+        )
+        report = Report(trainer, settings, held_out)
+        trainer.train()
+        trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
+        trainer.save_state()
+        report.finish()
+        if args.push_to_hub:
+            trainer.push_to_hub()
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

@@ -194,9 +194,16 @@ def footprint(
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
 
 
-def check_disk(output_dir: str, needed: float) -> None:
-    """Room for the final model and the checkpoints that save_total_limit keeps, and one while it is being written."""
+def check_output(output_dir: str, needed: float) -> None:
+    """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
     folder = Path(output_dir).absolute()
+    if any((folder / name).exists() for name in ("trainer_state.json", "samples.jsonl")) or any(
+        folder.glob("checkpoint-*")
+    ):
+        raise UserError(
+            f"training.output_dir: {output_dir} already holds a run, which is never overwritten; remove the folder, or "
+            "choose another with --training.output_dir"
+        )
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -252,9 +259,9 @@ def preflight(
     check_lengths(settings, config, arguments, dataset)
     check_rewards(reward_functions, dataset)
     size = footprint(settings, config, arguments, lora)
-    check_disk(arguments.output_dir, size.disk)
-    if arguments.process_index:  # the plan is printed once
+    if arguments.process_index:  # the first process looks at the folder before it writes, and prints the plan
         return
+    check_output(arguments.output_dir, size.disk)
     world = arguments.world_size
     per_step = arguments.per_device_train_batch_size * world * arguments.gradient_accumulation_steps
     prompts_per_generation = arguments.generation_batch_size // arguments.num_generations

@@ -119,8 +119,10 @@ class Report(TrainerCallback):
     Made before training, when the policy is still untrained: it answers the sample questions then.
     """
 
-    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset, watch: Watch):
-        self.trainer, self.settings, self.watch = trainer, settings, watch
+    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset):
+        self.trainer, self.settings = trainer, settings
+        weights = [entry["weight"] for entry in settings.rewards.values()]
+        self.watch = Watch(trainer, dict(zip(trainer.reward_func_names, weights, strict=True)))
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, held_out)
@@ -129,6 +131,9 @@ class Report(TrainerCallback):
         self.before, self.after = answer(trainer, self.rows), None
         # TRL calls this at every save and push; its own card shows neither rewards nor samples.
         trainer.create_model_card = self.write
+        trainer.remove_callback(ProgressCallback)
+        for callback in (Progress(), self.watch, self):
+            trainer.add_callback(callback)
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(settings.as_yaml(), encoding="utf-8")
@@ -146,9 +151,9 @@ class Report(TrainerCallback):
 
     def finish(self) -> None:
         """Ask again, write everything, and print the before/after table. Every process has to call this."""
-        self.after = answer(self.trainer, self.rows)
-        if self.main:
-            self.write()
+        self._attempt(self._ask_again)
+        self.write()
+        if self.main and self.after:
             self._print_samples()
 
     def write(self, *_: Any, **__: Any) -> None:
@@ -162,6 +167,9 @@ class Report(TrainerCallback):
             part()
         except Exception as error:  # a report is never worth a run
             self.watch.warn(part.__name__, f"the report is incomplete: {type(error).__name__}: {error}")
+
+    def _ask_again(self) -> None:
+        self.after = answer(self.trainer, self.rows)
 
     def _draw(self) -> None:
         draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")

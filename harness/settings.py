@@ -5,12 +5,16 @@ import copy
 import difflib
 import inspect
 import math
+import os
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader
@@ -124,7 +128,19 @@ def read_settings(config_files: list[str], overrides: dict[str, str]) -> Setting
         merged = _laid_over(merged, {section: value if path else get_loader("yaml")(value)})
     if isinstance(merged.get("rewards"), dict):
         merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
+    _go_offline_without_a_network()
     return _checked(merged)
+
+
+def _go_offline_without_a_network() -> None:
+    """Where the Hub's name does not resolve, upstream would retry for half a minute a file before it says so."""
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if "HF_HUB_OFFLINE" in os.environ or getproxies():  # a proxy resolves names for us
+        return
+    try:
+        socket.getaddrinfo(endpoint, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported, which is after this
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

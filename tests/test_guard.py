@@ -9,6 +9,7 @@ import torch
 
 import rewards
 import train_grpo
+from harness.exits import RunError
 from harness.guard import RewardError, guarded
 from harness.settings import UserError
 
@@ -84,8 +85,9 @@ def test_a_reward_that_breaks_in_mid_run_stops_it_before_the_step(tiny, tmp_path
         return [float("inf") if calls.count(16) == 2 and i == 5 else 1.0 * i for i in range(len(completions))]
 
     monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", turns_bad))
-    with pytest.raises(RewardError, match="rewards.emoji_reward: returned inf for row 5 .*completion"):
+    with pytest.raises(RunError, match="rewards.emoji_reward: returned inf for row 5 .*completion"):
         train_grpo.main(tiny)
+    assert "RewardError" in (tmp_path / "run/error.log").read_text()
     assert not (tmp_path / "run/model.safetensors").exists()
 
 

@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import rewards
 import train_grpo
+from harness.settings import UserError
 
 WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 2}  # demo/config.yaml's
 
@@ -101,6 +102,13 @@ def test_a_reward_model_is_named_by_its_folder(tiny, tmp_path, reward_model):
     train_grpo.main([*tiny, f"--rewards.{reward_model}.weight", "1"])
     scores = [log["rewards/judge/mean"] for log in history(tmp_path / "run") if "reward" in log]
     assert len(set(scores)) > 1  # it judged different completions differently
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tiny, tmp_path):
+    (tmp_path / "run/checkpoint-2").mkdir(parents=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        train_grpo.main(tiny)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
 
 
 def test_no_gpu_is_told_at_once():

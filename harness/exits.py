@@ -1,0 +1,47 @@
+"""How a run ends: 0 done, 2 it cannot work, 1 it failed on the way; one line on stderr, never a bare traceback."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.settings import UserError
+
+
+class RunError(Exception):
+    """The run failed on the way; the message is one line."""
+
+
+@contextmanager
+def failures_logged(folder: str) -> Iterator[None]:
+    """Turn what is raised inside into a RunError of one line, with the traceback in `folder`/error.log."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        log = Path(folder) / "error.log"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:  # a full disk, say: then the terminal has to do
+            traceback.print_exc()
+        words = " ".join(str(error).split()) or type(error).__name__
+        if type(error).__name__ == "OutOfMemoryError":
+            remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
+            words = f"out of GPU memory ({words[:120]}); {remedy}"
+        raise RunError(f"{words} (traceback: {log})") from error
+
+
+def exit_status(main: Callable[[], None]) -> int:
+    """Run `main` and tell what stopped it, if anything did."""
+    try:
+        main()
+    except (UserError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the last checkpoint is in training.output_dir", file=sys.stderr)
+        return 130
+    return 0
