@@ -23,36 +23,31 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
-    from harness.data import hold_out, load_prompts
-    from harness.models import build_rewards, load_reward_model, load_tokenizer, usable_attention
+    from harness.data import load_data
+    from harness.models import build_rewards, load_policy, load_reward_model
     from harness.preflight import check_machine, preflight, training_arguments
     from harness.report import Report
 
     check_machine(settings)
     args, lora = training_arguments(settings)
-    model_config, tokenizer = load_tokenizer(settings.model)
-    dataset, dropped = load_prompts(settings.dataset, settings.prompts, tokenizer)
-    dataset, held_out = hold_out(dataset, settings.samples.held_out, args.seed)
+    policy = load_policy(settings.model)
+    data = load_data(settings, policy.tokenizer)
     reward_functions = build_rewards(settings.rewards)
-    attention, why = usable_attention(settings.model.get("attn_implementation"))
-    preflight(
-        settings, args, lora, model_config, tokenizer, dataset, held_out, dropped, reward_functions, attention, why
-    )
+    preflight(settings, args, lora, policy, data, reward_functions)
     if options.check:
         return
 
     with failures_logged(args.output_dir):
-        model = AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": attention})
         trainer = GRPOTrainer(
-            model=model,
+            model=AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": policy.attention}),
             reward_funcs=[load_reward_model(f) if isinstance(f, str) else f for f in reward_functions],
             args=args,
-            train_dataset=dataset,
-            eval_dataset=held_out if args.eval_strategy != "no" else None,
-            processing_class=tokenizer,
+            train_dataset=data.train,
+            eval_dataset=data.held_out if args.eval_strategy != "no" else None,
+            processing_class=policy.tokenizer,
             peft_config=lora,
         )
-        report = Report(trainer, settings, held_out)
+        report = Report(trainer, settings, data.held_out)
         trainer.train()
         trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
         trainer.save_state()

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.report import draw_curves
+from harness.curves import draw_curves
 from harness.settings import UserError, read_settings
 
 
@@ -52,7 +52,7 @@ def main(folders: list[str]) -> None:
         table.add_row(folder, *scores, *others, f"{seconds[-1] / 60:.1f}" if seconds else "–")
     Console().print(table)
     entries = {name: entry for _, entries in runs.values() for name, entry in entries.items()}
-    draw_curves(histories, entries, Path("comparison.png"), weights=False)
+    draw_curves(histories, entries, Path("comparison.png"))
     print("curves: comparison.png")
 
 

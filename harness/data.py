@@ -2,25 +2,33 @@
 
 import difflib
 import random
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig
 
 from harness.models import loading_problem
-from harness.settings import Prompts, UserError
+from harness.settings import Prompts, Settings, UserError
 
 
-def load_prompts(source: dict[str, Any], prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
-    """The data set with a column `prompt` of chat messages, and how many prompts over `max_length` were dropped.
+@dataclass
+class Data:
+    """Rows with a column `prompt` of chat messages: to train on, never trained on; and how many were too long."""
 
-    Args:
-        source: keyword arguments of `datasets.load_dataset`.
-        prompts: which column holds the question, the system prompt, `max_length` in tokens after the chat template
-            (the generation prompt included), and the number of rows to read.
-        tokenizer: the policy's, for its chat template.
+    train: Dataset
+    held_out: Dataset
+    dropped: int
+
+
+def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """Load `dataset`, make `prompts` of it with the policy's chat template, hold `samples.held_out` rows out.
+
+    A prompt over `prompts.max_length` tokens, the template and its generation prompt included, is dropped.
     """
-    rows = _load_rows(source, prompts.limit)
+    prompts = settings.prompts
+    rows = _load_rows(settings.dataset, prompts.limit)
     if prompts.column not in rows.column_names:
         near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
         usual = [name for name in ("query", "question", "prompt", "instruction", "input") if name in rows.column_names]
@@ -47,13 +55,11 @@ def load_prompts(source: dict[str, Any], prompts: Prompts, tokenizer: PreTrained
             f"prompts.max_length: no prompt is left; the shortest of {len(rows):,} has {min(rows['prompt_length'])} "
             f"tokens after the chat template, {prompts.max_length} are allowed; raise it"
         )
-    return rows.select(kept).remove_columns("prompt_length"), len(rows) - len(kept)
-
-
-def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
-    """(what is trained on, `count` rows that never are), chosen by `seed`."""
-    held_out = sorted(random.Random(seed).sample(range(len(dataset)), min(count, len(dataset))))
-    return dataset.select(sorted(set(range(len(dataset))) - set(held_out))), dataset.select(held_out)
+    usable = rows.select(kept).remove_columns("prompt_length")
+    seed = settings.training.get("seed", GRPOConfig.seed)
+    held_out = random.Random(seed).sample(range(len(usable)), min(settings.samples.held_out, len(usable)))
+    trained = sorted(set(range(len(usable))) - set(held_out))
+    return Data(usable.select(trained), usable.select(sorted(held_out)), len(rows) - len(kept))
 
 
 def _load_rows(source: dict[str, Any], limit: int | None) -> Dataset:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,18 @@ from harness.settings import UserError
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
-def load_tokenizer(model: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """The policy's config and its own tokenizer, whose eos pads where it has no pad token; no weights.
+@dataclass
+class Policy:
+    """The policy without its weights; `fallback` says why `attention` is not what was asked for, if it is not."""
 
-    Args:
-        model: the section `model` of the settings.
-    """
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    attention: str | None
+    fallback: str
+
+
+def load_policy(model: dict[str, Any]) -> Policy:
+    """Config, tokenizer and a usable attention, from the section `model`; eos pads where there is no pad token."""
     name = model["pretrained_model_name_or_path"]
     where = {key: model[key] for key in WHERE_KEYS if key in model}
     try:
@@ -42,7 +49,7 @@ def load_tokenizer(model: dict[str, Any]) -> tuple[PreTrainedConfig, PreTrainedT
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return config, tokenizer
+    return Policy(config, tokenizer, *usable_attention(model.get("attn_implementation")))
 
 
 def usable_attention(requested: str | None) -> tuple[str | None, str]:
@@ -54,7 +61,7 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
             raise RuntimeError("there is no CUDA GPU")
         lazy_import_flash_attention(requested)
     except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
-        return "sdpa", f"not {requested}: {str(error).splitlines()[0]}; `make gpu` installs it"
+        return "sdpa", f"not {requested}: {_first_line(error)}; `make gpu` installs it"
     return requested, ""
 
 

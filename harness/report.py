@@ -3,10 +3,9 @@
 Nothing here may cost a run: curves are drawn at most 1% of the time, and what cannot be written is a warning.
 """
 
+import html
 import json
-import os
 import platform
-import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +14,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOTrainer
 
-import rewards
+from harness.curves import draw_curves, reward_means, reward_title
 from harness.samples import answer, sample_questions
 from harness.settings import Settings
 from harness.watch import Watch
@@ -91,11 +89,7 @@ class Progress(ProgressCallback):
 
 def log_line(args, state, logs: dict[str, float]) -> str:
     """`step 40/290  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut | KL 0.41 | 4,900 tokens/s`"""
-    scores = [
-        f"{key.split('/')[1].removesuffix('_reward')} {value:.2f}"
-        for key, value in logs.items()
-        if _is_reward_mean(key)
-    ]
+    scores = [f"{name.removesuffix('_reward')} {value:.2f}" for name, value in reward_means(logs).items()]
     length = f"{logs['completions/mean_length']:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
@@ -107,10 +101,6 @@ def log_line(args, state, logs: dict[str, float]) -> str:
         f"{logs['completions/mean_length'] * completions / logs['step_time']:,.0f} tokens/s",
     ]
     return " | ".join(parts)
-
-
-def _is_reward_mean(key: str) -> bool:
-    return key.startswith("rewards/") and key.endswith("/mean")
 
 
 class Report(TrainerCallback):
@@ -190,7 +180,7 @@ class Report(TrainerCallback):
         for row, before, after in zip(self.rows, self.before, self.after, strict=True):
             cells = [f"{side['completion']}\n{_score_words(side['rewards'])}" for side in (before, after)]
             table.add_row(row["prompt"][-1]["content"] + ("\n(held out)" if row["held_out"] else ""), *cells)
-        Console(highlight=False).print(table, markup=False)
+        Console(highlight=False, markup=False).print(table)
 
     def _write_card(self) -> None:
         trainer, settings, args = self.trainer, self.settings, self.trainer.args
@@ -199,14 +189,10 @@ class Report(TrainerCallback):
         lora = settings.lora
         on_hub = [name for name in (base, data) if name.count("/") == 1 and not Path(name).exists()]
         done = self.after is not None
-        device = (
-            torch.cuda.get_device_name()
-            if trainer.accelerator.device.type == "cuda"
-            else platform.processor() or platform.machine()
-        )
-        completions = (
-            state.global_step * args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        )
+        gpu = torch.cuda.get_device_name() if trainer.accelerator.device.type == "cuda" else None
+        device = gpu or platform.processor() or platform.machine()
+        per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        completions = state.global_step * per_step
         lengths = [log["completions/mean_length"] for log in state.log_history if "completions/mean_length" in log]
         generated = completions / args.num_iterations * (sum(lengths) / len(lengths) if lengths else 0)
         facts = {
@@ -260,18 +246,12 @@ class Report(TrainerCallback):
         for i, row in enumerate(self.rows):
             sides = [self.before[i], self.after[i] if self.after else None]
             cells = [
-                _cell(f"{side['completion']}<br>*{_score_words(side['rewards'])}*") if side else "not yet"
+                f"{_cell(side['completion'])}<br>*{_score_words(side['rewards'])}*" if side else "not yet"
                 for side in sides
             ]
             question = _cell(row["prompt"][-1]["content"]) + (" *(held out)*" if row["held_out"] else "")
             lines.append(f"| {question} | {cells[0]} | {cells[1]} |")
         return "\n".join(lines)
-
-
-def reward_title(name: str) -> str:
-    """What a reward measures, in its own words: the first line of its docstring."""
-    function = rewards.all_rewards().get(name)
-    return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"
 
 
 def _arguments(entry: dict[str, Any]) -> str:
@@ -290,63 +270,4 @@ def _link(name: str, kind: str, on_hub: list[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")
-
-
-def draw_curves(
-    runs: dict[str, list[dict]], entries: dict[str, dict[str, Any]], path: Path, weights: bool = True
-) -> None:
-    """The article's figure: each reward with its spread, the total, completion length and KL over the optimizer steps.
-
-    Args:
-        runs: `log_history` of `trainer_state.json` by the run's name; one run gets no legend.
-        entries: the section `rewards` of the settings, for weights and the target length.
-    """
-    logs = {run: [log for log in history if "reward" in log] for run, history in runs.items()}
-    names = list(
-        dict.fromkeys(
-            key.split("/")[1] for history in logs.values() for log in history for key in log if _is_reward_mean(key)
-        )
-    )
-    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names]
-    panels += [
-        ("reward", "total reward (weighted)", "reward_std"),
-        ("completions/mean_characters", "completion length (characters)", None),
-    ]
-    panels += [
-        ("completions/mean_length", "completion length (tokens)", None),
-        ("kl", "KL to the reference model (nats a token)", None),
-    ]
-    rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
-    for axes, (key, title, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
-        for run, history in logs.items():
-            points = [log for log in history if log.get(key) is not None]
-            steps, values = [log["step"] for log in points], [log[key] for log in points]
-            (line,) = axes.plot(steps, values, label=run, linewidth=1.5)
-            if spread and len(runs) == 1:
-                low, high = (
-                    zip(*((log[key] - log[spread], log[key] + log[spread]) for log in points), strict=True)
-                    if points
-                    else ((), ())
-                )
-                axes.fill_between(
-                    steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0, label="± 1 standard deviation"
-                )
-        weight = f" (weight {entries[title]['weight']:g})" if weights and title in entries else ""
-        axes.set_title(title + weight, fontsize=10, loc="left")
-        axes.set_xlabel("optimizer step", fontsize=8)
-        if title in entries:  # a reward's unit is what its docstring says first
-            axes.set_ylabel(re.split("[,;:]", reward_title(title))[0][:42], fontsize=7)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        if key == "completions/mean_characters" and "length_reward" in entries:
-            target = entries["length_reward"].get("target_length", 30)
-            axes.axhline(target, color="black", linestyle="--", linewidth=1, label=f"target {target}")
-        if len(runs) > 1 or axes.get_legend_handles_labels()[1][1:]:
-            axes.legend(fontsize=8)
-    for axes in figure.axes[len(panels) :]:
-        axes.remove()
-    temporary = path.with_suffix(f".{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)  # whoever looks at it meanwhile never sees half a picture
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")

@@ -6,8 +6,14 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from harness.data import load_prompts
-from harness.settings import Prompts, UserError
+from harness.data import load_data
+from harness.settings import Prompts, Samples, Settings, UserError
+
+
+def load_prompts(source, prompts, tokenizer, held_out=0):
+    settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), {})
+    data = load_data(settings, tokenizer)
+    return data.train, data.dropped
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 import rewards
 import train_grpo
-from harness import preflight
+from harness.plan import footprint
 from harness.settings import UserError
 
 
@@ -192,7 +192,7 @@ def test_the_footprint_of_the_articles_model():
         num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
     )  # fmt: skip
     arguments = GRPOConfig(**{**settings.training, "bf16": False, "use_cpu": True})
-    size = preflight.footprint(settings, config, arguments, None)
+    size = footprint(settings, config, arguments, None)
     assert size.parameters == size.trainable == 1_543_714_304
     held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
     assert held == 5 * 2 * size.parameters

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
-from datasets import Dataset
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
+from transformers import AutoTokenizer
 
 import train_grpo
 from harness import compare
-from harness.data import hold_out
+from harness.data import load_data
 from harness.report import log_line
-from harness.settings import UserError
+from harness.settings import UserError, read_settings
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,12 @@ def test_both_sides_of_every_question_are_kept_and_scored(run):
             assert (scores["answer_reward"] is None) is not row["held_out"]  # our own questions have no answer column
 
 
-def test_held_out_rows_are_not_trained_on(run, rows):
-    train, held_out = hold_out(Dataset.from_list(rows), 8, seed=42)
-    assert not set(train["query"]) & set(held_out["query"]) and len(train) + len(held_out) == len(rows)
-    assert [row["question"] for row in samples(run) if row["held_out"]] == list(held_out["query"])
+def test_held_out_rows_are_not_trained_on(run, policy):
+    settings = read_settings([str(run / "config.yaml")], {})
+    data = load_data(settings, AutoTokenizer.from_pretrained(policy))
+    assert not set(data.train["query"]) & set(data.held_out["query"])
+    assert len(data.train) + len(data.held_out) == 291
+    assert [row["question"] for row in samples(run) if row["held_out"]] == list(data.held_out["query"])
 
 
 def test_curves_are_drawn(run):
