@@ -38,7 +38,10 @@ def main(folders: list[str]) -> None:
     runs = {folder: read_run(Path(folder)) for folder in folders}
     histories = {folder: [log for log in history if "reward" in log] for folder, (history, _) in runs.items()}
     names = list(dict.fromkeys(name for _, entries in runs.values() for name in entries))
-    table = Table("run (mean of the last 20 steps)", *names, "total", "characters", "KL", "minutes")
+    table = Table(title="Mean of the last 20 steps", show_edge=False)
+    short = [name.removesuffix("_reward") for name in names]
+    for column in ("run", *short, "total", "chars", "KL", "minutes"):
+        table.add_column(column, overflow="fold")
     for folder, history in histories.items():
         last = [log for log in history if log["step"] > history[-1]["step"] - 20]
 

@@ -121,7 +121,7 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     compare.main([str(run), str(run)])
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     table = capsys.readouterr().out
-    assert "emoji_reward" in table and "minutes" in table
+    assert "emoji" in table and "minutes" in table
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"log_history": []}'])
