@@ -18,7 +18,7 @@ import numpy as np
 
 
 def emoji_reward(completions, max_emoji: int = 4, **kwargs) -> list[float]:
-    """The number of emoji, at most `max_emoji`; a family, a flag or a keycap is one emoji."""
+    """The number of emoji: at most `max_emoji`; a family, a flag or a keycap is one."""
     return [float(min(emoji.emoji_count(text), max_emoji)) for text in _texts(completions)]
 
 
@@ -27,11 +27,11 @@ def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **k
     return [float(np.exp(-alpha * np.abs(len(text) - target_length))) for text in _texts(completions)]
 
 
-def answer_reward(completions, answer: list[str], **kwargs) -> list[float]:
-    """1 where the completion contains the data set's `answer` (width, case and spaces aside), else 0."""
-    return [
-        float(_normalised(right) in _normalised(text)) for text, right in zip(_texts(completions), answer, strict=True)
-    ]
+def answer_reward(completions, answer: list[str], **kwargs) -> list[float | None]:
+    """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0."""
+    texts, answers = ([_normalised(text or "") for text in column] for column in (_texts(completions), answer))
+    # None: the reward does not apply to a row without an answer.
+    return [float(right in text) if right else None for text, right in zip(texts, answers, strict=True)]
 
 
 def _texts(completions) -> list[str]:

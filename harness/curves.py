@@ -22,7 +22,8 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
         path: of the PNG.
     """
     runs = {run: [log for log in history if "reward" in log] for run, history in runs.items()}
-    names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
+    names = dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log))
+    names = sorted(names, key=list(entries).index) if set(names) <= set(entries) else list(names)
     panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
         ("reward", "total reward (weighted)", "reward_std"),
         ("completions/mean_characters", "completion length (characters)", None),
@@ -37,7 +38,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
             steps, values = [log["step"] for log in points], [log[key] for log in points]
             axes.plot(steps, values, label=run, linewidth=1.5)
             if spread and alone:
-                low, high = ([log[key] + sign * log[spread] for log in points] for sign in (-1, 1))
+                low, high = ([log[key] + sign * (log[spread] or 0) for log in points] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
         if key == "completions/mean_characters" and "length_reward" in entries:
             default = inspect.signature(rewards.length_reward).parameters["target_length"].default

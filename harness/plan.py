@@ -119,7 +119,7 @@ def print_plan(
         ("attention", f"{policy.attention or 'as the model prefers'}{policy.fallback and f' ({policy.fallback})'}"),
         (
             "prompts",
-            f"{len(data.train):,} to train on, {len(data.held_out)} held out, {data.dropped:,} dropped as too long",
+            f"{len(data.train):,} to train on, {len(data.held_out)} held out, {data.dropped:,} dropped (too long)",
         ),
         ("first prompt", first),
         ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions"),
