@@ -23,19 +23,24 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
+    from harness.checkpoints import Checkpoints, check_same_run, newest_complete
     from harness.data import load_data
     from harness.models import build_rewards, load_policy, load_reward_model
     from harness.preflight import check_machine, preflight, training_arguments
     from harness.report import Report
 
+    if options.resume:
+        check_same_run(settings)
     check_machine(settings)
     args, lora = training_arguments(settings)
     policy = load_policy(settings.model)
     data = load_data(settings, policy.tokenizer)
     reward_functions = build_rewards(settings.rewards)
-    preflight(settings, args, lora, policy, data, reward_functions)
+    preflight(settings, args, lora, policy, data, reward_functions, options.resume)
     if options.check:
         return
+    with args.main_process_first():
+        checkpoint = newest_complete(args.output_dir) if options.resume else None
 
     with failures_logged(args.output_dir):
         trainer = GRPOTrainer(
@@ -48,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
             peft_config=lora,
         )
         report = Report(trainer, settings, data.held_out)
-        trainer.train()
+        trainer.add_callback(Checkpoints(args))
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
         trainer.save_state()
         report.finish()

@@ -42,6 +42,6 @@ def exit_status(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the last checkpoint is in training.output_dir", file=sys.stderr)
+        print("stopped by Ctrl-C; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0

@@ -139,15 +139,14 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, arguments: GRPOC
         )
 
 
-def check_output(output_dir: str, needed: float) -> None:
+def check_output(output_dir: str, needed: float, resume: bool) -> None:
     """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
     folder = Path(output_dir).absolute()
-    if any((folder / name).exists() for name in ("trainer_state.json", "samples.jsonl")) or any(
-        folder.glob("checkpoint-*")
-    ):
+    holds_run = any(folder.glob("checkpoint-*")) or (folder / "samples.jsonl").exists()
+    if holds_run and not resume:
         raise UserError(
-            f"training.output_dir: {output_dir} already holds a run, which is never overwritten; remove the folder, or "
-            "choose another with --training.output_dir"
+            f"training.output_dir: {output_dir} already holds a run, which is never overwritten; go on with it by "
+            "--resume, remove the folder, or choose another with --training.output_dir"
         )
     while not folder.exists():
         folder = folder.parent
@@ -160,14 +159,20 @@ def check_output(output_dir: str, needed: float) -> None:
 
 
 def preflight(
-    settings: Settings, arguments: GRPOConfig, lora: LoraConfig | None, policy: Policy, data: Data, functions: list
+    settings: Settings,
+    arguments: GRPOConfig,
+    lora: LoraConfig | None,
+    policy: Policy,
+    data: Data,
+    functions: list,
+    resume: bool,
 ) -> None:
     """Check what needs the data and the model's shape, then print what the run is about to do; raises UserError."""
     check_lengths(settings, policy.config, arguments, data.train)
     check_rewards(functions, data.train)
     size = footprint(settings, policy.config, arguments, lora)
     if arguments.process_index == 0:  # which looks at the folder before it writes there
-        check_output(arguments.output_dir, size.disk)
+        check_output(arguments.output_dir, size.disk, resume)
         print_plan(settings, arguments, policy, data, functions, size)
 
 

@@ -118,7 +118,7 @@ class Report(TrainerCallback):
         self.rows = sample_questions(settings, held_out)
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
-        self.before, self.after = answer(trainer, self.rows), None
+        self.before, self.after = self._read_before() or answer(trainer, self.rows), None
         # TRL calls this at every save and push; its own card shows neither rewards nor samples.
         trainer.create_model_card = self.write
         trainer.remove_callback(ProgressCallback)
@@ -128,6 +128,18 @@ class Report(TrainerCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(settings.as_yaml(), encoding="utf-8")
             self.write()
+
+    def _read_before(self) -> list[dict[str, Any]] | None:
+        """The untrained policy's answers, from when a run that is now resumed was started, if the questions match."""
+        path = self.folder / "samples.jsonl"
+        if not path.exists():
+            return None
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError:
+            return None  # half a file; the untrained policy is here to be asked again
+        questions = [row["prompt"][-1]["content"] for row in self.rows]
+        return [line["before"] for line in lines] if [line["question"] for line in lines] == questions else None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()

@@ -34,6 +34,7 @@ examples:
   python train_grpo.py --check                                what would happen, without a GPU minute
   python train_grpo.py --config recipes/lora.yaml             a few lines laid over config.yaml
   python train_grpo.py --training.learning_rate 2e-6          one value
+  python train_grpo.py --resume                               go on where a stopped run was saved last
   python train_grpo.py --config outputs/article/config.yaml --training.output_dir outputs/again
 """
 MOVED = {
@@ -89,13 +90,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line: a few switches, `--config FILE`s, and `--section.key VALUE` overrides in `overrides`."""
     parser = argparse.ArgumentParser(
         prog="train_grpo.py",
-        usage="python train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--check | --print_config]",
+        usage="train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--resume | --check | --print_config]",
         description="Teach a language model with GRPO what config.yaml and rewards.py say.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="lay FILE over config.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     options, rest = parser.parse_known_args(arguments)

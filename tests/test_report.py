@@ -1,6 +1,8 @@
 """The report of a real tiny run: what it leaves, and that it tells the truth."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +103,16 @@ def test_a_run_that_is_stopped_leaves_a_card_that_says_so(tiny, tmp_path, monkey
         train_grpo.main([*tiny, "--training.save_steps", "2"])
     assert "**Unfinished" in (tmp_path / "run/README.md").read_text()
     assert all(row["before"] and row["after"] is None for row in samples(tmp_path / "run"))
+
+
+def test_two_processes_write_one_report(tiny, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train_grpo.py", *tiny]
+    command += ["--training.ddp_backend", "gloo", "--training.per_device_train_batch_size", "4"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 prompts x 4 = 8 completions") == 1  # the plan, once, counting both processes
+    rows = samples(tmp_path / "run")
+    assert len(rows) == 11 and all(row["before"] and row["after"] for row in rows)
 
 
 def test_log_line():

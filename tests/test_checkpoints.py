@@ -1,0 +1,129 @@
+"""A checkpoint counts only whole, and resuming goes on as if nothing had happened. Real runs on the tiny policy."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from trl import GRPOTrainer
+
+import train_grpo
+from harness.checkpoints import fault, newest_complete
+from harness.settings import UserError
+
+
+@pytest.fixture
+def interrupted(tiny, tmp_path, monkeypatch):
+    """A run of 6 steps, saved at 2 and 4, that died in step 5; returns its arguments."""
+    arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "2"]
+    step = GRPOTrainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPOTrainer, "training_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo.main(arguments)
+    return arguments
+
+
+def test_resume_ends_where_the_uninterrupted_run_ends_and_keeps_the_before_side(interrupted, tmp_path):
+    run = tmp_path / "run"
+    rows = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    rows[0]["before"]["completion"] = "kept, not made again"
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_grpo.main([*interrupted, "--resume", "--training.logging_steps", "2"])  # a setting that does not matter
+
+    train_grpo.main([*interrupted, "--training.output_dir", str(tmp_path / "whole")])
+    assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    after = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    assert after[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in after)
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "emptied": lambda p: p.write_bytes(b""),
+    "flipped": flip_a_bit,
+    "deleted": lambda p: p.unlink(),
+}
+
+
+def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(interrupted, tmp_path, capsys):
+    for damage in DAMAGES.values():
+        for name in FILES:
+            copy = tmp_path / "copy"
+            shutil.copytree(tmp_path / "run", copy)
+            damage(copy / "checkpoint-4" / name)
+            assert newest_complete(str(copy)).name == "checkpoint-2"
+            told = capsys.readouterr().out
+            assert "checkpoint-4 is not used" in told and (name in told or name == "manifest.json"), told
+            assert (copy / "incomplete-checkpoint-4").is_dir() and not (copy / "checkpoint-4").exists()
+            shutil.rmtree(copy)
+
+
+def test_no_complete_checkpoint_is_an_error_not_a_fresh_start(interrupted, tmp_path):
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        train_grpo.main([*interrupted, "--resume"])
+
+
+def test_settings_that_change_the_training_refuse_to_resume(interrupted):
+    changed = ["--training.learning_rate", "1e-3", "--rewards.emoji_reward.max_emoji", "2", "--lora.r", "4"]
+    with pytest.raises(UserError) as error:
+        train_grpo.main([*interrupted, "--resume", *changed])
+    message = str(error.value)
+    for words in (
+        "training.learning_rate 0.0003 -> 0.001",
+        "rewards.emoji_reward.max_emoji 4 -> 2",
+        "lora.r None -> 4",
+    ):
+        assert words in message
+
+
+def test_resume_without_a_run_is_refused(tiny):
+    with pytest.raises(UserError, match="no run to resume"):
+        train_grpo.main([*tiny, "--resume"])
+
+
+def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path):
+    train_grpo.main(
+        [*tiny, "--training.max_steps", "6", "--training.save_steps", "1", "--training.save_total_limit", "2"]
+    )
+    kept = sorted((tmp_path / "run").glob("checkpoint-*"))
+    assert [path.name for path in kept] == ["checkpoint-5", "checkpoint-6"]
+    assert [fault(path) for path in kept] == [None, None]
+
+
+def test_a_killed_process_is_resumed(tiny, tmp_path):
+    """SIGKILL, as the out-of-memory killer or a preempted machine would."""
+    command = [sys.executable, "train_grpo.py", *tiny, "--training.max_steps", "400", "--training.save_steps", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "run").glob("checkpoint-*/manifest.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    checkpoint = newest_complete(str(tmp_path / "run"))
+    assert fault(checkpoint) is None
+    assert "**Unfinished" in (tmp_path / "run/README.md").read_text()
