@@ -27,11 +27,11 @@ def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **k
     return [float(np.exp(-alpha * np.abs(len(text) - target_length))) for text in _texts(completions)]
 
 
-def answer_reward(completions, answer: list[str], **kwargs) -> list[float | None]:
+def answer_reward(completions, answer: list[str], **kwargs) -> list[float]:
     """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0."""
     texts, answers = ([_normalised(text or "") for text in column] for column in (_texts(completions), answer))
-    # None: the reward does not apply to a row without an answer.
-    return [float(right in text) if right else None for text, right in zip(texts, answers, strict=True)]
+    # An empty answer is in every text, so a row without one scores 0.
+    return [float(right != "" and right in text) for text, right in zip(texts, answers, strict=True)]
 
 
 def _texts(completions) -> list[str]:

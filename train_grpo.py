@@ -10,10 +10,11 @@ import sys
 import warnings
 
 from harness.exits import exit_status, failures_logged
-from harness.settings import parse_arguments, read_settings
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from harness.settings import parse_arguments, read_settings  # and with it rewards.py
+
     options = parse_arguments(arguments)
     settings = read_settings(options.config, options.overrides)
     if options.print_config:
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora,
         )
-        report = Report(trainer, settings, data.held_out)
+        report = Report(trainer, settings, data.held_out, options.resume)
         trainer.add_callback(Checkpoints(args))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback, TrainingArguments
 
-from harness.settings import Settings, UserError
+from harness.exits import UserError
+from harness.settings import Settings
 
 MANIFEST = "manifest.json"
 # What may differ between a run and its continuation; everything else changes what is trained.

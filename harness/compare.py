@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.curves import draw_curves
-from harness.settings import UserError, read_settings
+from harness.exits import UserError
+from harness.settings import read_settings
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict]]:

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
         for run, history in runs.items():
             points = [log for log in history if log.get(key) is not None]
             steps, values = [log["step"] for log in points], [log[key] for log in points]
-            axes.plot(steps, values, label=run, linewidth=1.5)
+            axes.plot(steps, values, "." if len(steps) == 1 else "-", label=run, linewidth=1.5)
             if spread and alone:
                 low, high = ([log[key] + sign * (log[spread] or 0) for log in points] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
@@ -45,7 +46,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
             target = entries["length_reward"].get("target_length", default)
             axes.axhline(target, color="black", linestyle="--", linewidth=1, label=f"target {target}")
         if title in entries:  # a reward's unit is what its docstring says first
-            axes.set_ylabel(re.split("[,;:]", reward_title(title))[0][:42], fontsize=7)
+            axes.set_ylabel(textwrap.shorten(re.split("[,;:]", reward_title(title))[0], 44), fontsize=7)
         weight = f" (weight {entries[title]['weight']:g})" if alone and title in entries else ""
         axes.set_title(title + weight, fontsize=10, loc="left")
         axes.set_xlabel("optimizer step", fontsize=8)

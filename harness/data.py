@@ -9,8 +9,13 @@ from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from harness.exits import UserError
 from harness.models import loading_problem
-from harness.settings import Prompts, Settings, UserError
+from harness.settings import Prompts, Settings
+
+# TRL or we pass something else under these names, or TRL reads them as more than a column for the rewards.
+TAKEN = {"prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length"}
 
 
 @dataclass
@@ -38,6 +43,9 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
             f"{', '.join(rows.column_names)}{likely}"
         )
     rows = _without_empty_questions(rows, prompts)
+    if taken := sorted(TAKEN & set(rows.column_names) - {prompts.column}):
+        print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
+        rows = rows.remove_columns(taken)
 
     system = [{"role": "system", "content": prompts.system}] if prompts.system else []
 
@@ -75,8 +83,10 @@ def _load_rows(source: dict[str, Any], limit: int | None) -> Dataset:
         raise
     except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each raise kinds of their own
         if "split" in str(error):  # Unknown split "trian". Should be one of ['train'].
-            raise UserError(f"dataset.split: {error}") from error
-        raise UserError(loading_problem("dataset.path", str(source.get("path")), error)) from error
+            hint = "; streaming takes no slices, use prompts.limit" if source.get("streaming") else "; mend it"
+            raise UserError(f"dataset.split: {error}{hint}") from error
+        key = "data_files" if source.get("data_files") else "path"
+        raise UserError(loading_problem(f"dataset.{key}", str(source[key]), error)) from error
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 

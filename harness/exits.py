@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.settings import UserError
+
+class UserError(Exception):
+    """Something the user can mend: `WHERE: WHAT; WHAT TO DO`, in one line."""
 
 
 class RunError(Exception):
@@ -25,13 +27,15 @@ def failures_logged(folder: str) -> Iterator[None]:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
-        except OSError:  # a full disk, say: then the terminal has to do
+            log = f"traceback: {log}"
+        except OSError as problem:  # a full disk, say: then the terminal has to do
             traceback.print_exc()
+            log = f"no traceback in {log}: {problem.strerror}"
         words = " ".join(str(error).split()) or type(error).__name__
         if type(error).__name__ == "OutOfMemoryError":
             remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
             words = f"out of GPU memory ({words[:120]}); {remedy}"
-        raise RunError(f"{words} (traceback: {log})") from error
+        raise RunError(f"{words} ({log})") from error
 
 
 def exit_status(main: Callable[[], None]) -> int:
@@ -39,6 +43,8 @@ def exit_status(main: Callable[[], None]) -> int:
     try:
         main()
     except (UserError, RunError) as error:
+        if isinstance(error, RunError):
+            print(file=sys.stderr)  # below the progress bar
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:

@@ -15,10 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import rewards
+from harness.exits import UserError
 from harness.guard import guarded
-from harness.settings import UserError
 
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
@@ -54,6 +55,13 @@ def load_policy(model: dict[str, Any]) -> Policy:
 
 def usable_attention(requested: str | None) -> tuple[str | None, str]:
     """(attention to load, why it is not `requested`): sdpa where a flash attention cannot be served by any package."""
+    if (
+        requested is not None
+        and "/" not in requested
+        and requested not in ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    ):
+        known = ", ".join(["eager", "sdpa", "flash_attention_2"])
+        raise UserError(f"model.attn_implementation: unknown {requested!r}; use one of {known}")
     if requested is None or not requested.startswith("flash_attention"):
         return requested, ""
     try:

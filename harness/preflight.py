@@ -5,22 +5,27 @@ import inspect
 import math
 import os
 import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
 from packaging.version import Version
 from peft import LoraConfig
-from transformers import PreTrainedConfig, TrainerState
+from transformers import AutoConfig, PreTrainedConfig, TrainerState
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
+import rewards
 from harness.data import Data
+from harness.exits import UserError
 from harness.guard import RewardError
-from harness.models import Policy
+from harness.models import Policy, loading_problem
 from harness.plan import GB, footprint, print_plan
-from harness.settings import Settings, UserError
+from harness.settings import Settings
 
 
 def check_machine(settings: Settings) -> None:
@@ -83,6 +88,8 @@ def _check_divides(key: str, batch: int, factor: int, factors: str, group: int) 
 def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
     """GRPOConfig and LoraConfig of the settings; what they refuse becomes one line."""
     check_batches(settings.training, int(os.environ.get("WORLD_SIZE", 1)))
+    if not settings.training.get("output_dir"):
+        raise UserError("training.output_dir: is empty; name the folder that the run writes to")
     elsewhere = {
         key: value for key, value in settings.model.items() if key in ("revision", "subfolder", "token", "cache_dir")
     }
@@ -94,32 +101,50 @@ def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | Non
             model_init_kwargs=elsewhere or None,  # for the reference model, which TRL loads by the policy's name
         )
     except Exception as error:  # ValueError, TypeError, ImportError and more: all about a value of this section
-        raise UserError(f"training: {' '.join(str(error).split())}") from error
+        raise UserError(f"training: {' '.join(str(error).split())}; mend it in config.yaml") from error
+    if arguments.eval_strategy != "no" and not settings.samples.held_out:
+        raise UserError("training.eval_strategy: there is nothing to evaluate on; give samples.held_out some rows")
+    try:
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except Exception as error:  # ValueError: unknown; RuntimeError: the tracker's package is not installed
+        raise UserError(f"training.report_to: {' '.join(str(error).split())[:200]}; install it, or set none") from error
+    if arguments.push_to_hub:
+        try:
+            HfApi(token=arguments.hub_token).whoami()
+        except Exception as error:  # no network, no token, a wrong token
+            problem = f"the Hub does not let you in ({type(error).__name__})"
+            raise UserError(f"training.push_to_hub: {problem}; run `hf auth login`, or set it to false") from error
     try:
         return arguments, LoraConfig(**settings.lora) if settings.lora else None
     except Exception as error:
-        raise UserError(f"lora: {' '.join(str(error).split())}") from error
+        raise UserError(f"lora: {' '.join(str(error).split())}; mend it in the recipe") from error
 
 
-def check_rewards(functions: list, dataset: Dataset) -> None:
+def check_rewards(names: list[str], functions: list, dataset: Dataset) -> None:
     """Call each reward function on two completions with a real row, as strings and as messages; raises UserError."""
     row = dataset[0]
     columns = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
     columns |= {"trainer_state": TrainerState(), "log_extra": lambda *_: None, "log_metric": lambda *_: None}
     texts = ["", "富士山の高さは3776メートルです🗻✨"]
     as_messages = [[{"role": "assistant", "content": text}] for text in texts]
-    for function in functions:
+    for name, function in zip(names, functions, strict=True):
         if isinstance(function, str):
-            continue
-        for completions in (texts, as_messages):
             try:
-                result = function(
-                    prompts=[row["prompt"]] * 2, completions=completions, completion_ids=[[0], [0, 0]], **columns
-                )
-                if inspect.isawaitable(result):
-                    asyncio.run(result)
-            except RewardError as error:
-                raise UserError(str(error)) from error
+                AutoConfig.from_pretrained(name)
+            except Exception as error:  # as in load_policy
+                raise UserError(loading_problem(f"rewards.{name}", name, error)) from error
+            continue
+        if missing := sorted(set(rewards.columns(rewards.all_rewards()[name])) - set(dataset.column_names)):
+            raise UserError(
+                f"rewards.{name}: needs the column {', '.join(missing)}, but the data has "
+                f"{', '.join(dataset.column_names)}; set rewards.{name}: null to leave the reward out"
+            )
+        for completions in (texts, as_messages):
+            prompts, ids = [row["prompt"]] * 2, [[0], [0, 0]]
+            result = function(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+            if inspect.isawaitable(result):
+                asyncio.run(result)
 
 
 def check_lengths(settings: Settings, config: PreTrainedConfig, arguments: GRPOConfig, dataset: Dataset) -> None:
@@ -129,7 +154,7 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, arguments: GRPOC
         raise UserError(
             f"training: {len(dataset)} prompts, but one generation batch takes {needed} (generation_batch_size "
             f"{arguments.generation_batch_size} / num_generations {arguments.num_generations}); TRL would save an "
-            "untrained model; use more data or smaller batches"
+            "untrained model; use more data, smaller batches, or a smaller samples.held_out"
         )
     context = config.get_text_config().max_position_embeddings
     if (settings.prompts.max_length or 0) + arguments.max_completion_length > context:
@@ -142,15 +167,24 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, arguments: GRPOC
 def check_output(output_dir: str, needed: float, resume: bool) -> None:
     """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
     folder = Path(output_dir).absolute()
-    holds_run = any(folder.glob("checkpoint-*")) or (folder / "samples.jsonl").exists()
+    holds_run = any(folder.glob("checkpoint-*")) or (folder / "trainer_state.json").exists()
     if holds_run and not resume:
         raise UserError(
             f"training.output_dir: {output_dir} already holds a run, which is never overwritten; go on with it by "
             "--resume, remove the folder, or choose another with --training.output_dir"
         )
-    while not folder.exists():
-        folder = folder.parent
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"training.output_dir: {output_dir} cannot be written ({error.strerror}); choose another"
+        ) from error
     free = shutil.disk_usage(folder).free
+    if new:
+        folder.rmdir()  # --check leaves nothing
     if free < needed:
         raise UserError(
             f"training.output_dir: {needed / GB:.1f} GB are needed for the model and its checkpoints, "
@@ -169,11 +203,14 @@ def preflight(
 ) -> None:
     """Check what needs the data and the model's shape, then print what the run is about to do; raises UserError."""
     check_lengths(settings, policy.config, arguments, data.train)
-    check_rewards(functions, data.train)
     size = footprint(settings, policy.config, arguments, lora)
-    if arguments.process_index == 0:  # which looks at the folder before it writes there
-        check_output(arguments.output_dir, size.disk, resume)
-        print_plan(settings, arguments, policy, data, functions, size)
+    try:
+        check_rewards(list(settings.rewards), functions, data.train)
+        if arguments.process_index == 0:  # which looks at the folder before it writes there
+            check_output(arguments.output_dir, size.disk, resume)
+            print_plan(settings, arguments, policy, data, functions, size)
+    except RewardError as error:
+        raise UserError(str(error)) from error
 
 
 def _value(training: dict[str, Any], name: str) -> Any:

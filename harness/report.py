@@ -27,7 +27,7 @@ from harness.watch import Watch
 CARD = """\
 # {title}
 
-{status} {base} trained with GRPO on questions of {data}, to maximise
+{status}{base} trained with GRPO on questions of {data}, to maximise
 
 {reward_list}
 
@@ -35,7 +35,7 @@ CARD = """\
 
 ## Before and after
 
-The same questions, sampled with the same settings and seed. Held-out questions were never trained on; a reward of –
+The same questions, sampled with the same settings and seed. Held-out questions were not used by GRPO; a reward of –
 needs a column that the question does not have.
 
 {samples}
@@ -58,7 +58,7 @@ Every setting: [config.yaml](config.yaml); `python train_grpo.py --config` with 
 from transformers import pipeline
 
 chat = pipeline("text-generation", model="{model_id}")
-messages = [{{"role": "user", "content": "{question}"}}]
+messages = [{{"role": "user", "content": {question!r}}}]
 reply = chat(messages, do_sample=True, temperature={temperature}, max_new_tokens={max_tokens})[0]["generated_text"][-1]
 print(reply["content"])
 ```
@@ -109,7 +109,7 @@ class Report(TrainerCallback):
     Made before training, when the policy is still untrained: it answers the sample questions then.
     """
 
-    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset):
+    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset, resumed: bool):
         self.trainer, self.settings = trainer, settings
         weights = [entry["weight"] for entry in settings.rewards.values()]
         self.watch = Watch(trainer, dict(zip(trainer.reward_func_names, weights, strict=True)))
@@ -118,7 +118,7 @@ class Report(TrainerCallback):
         self.rows = sample_questions(settings, held_out)
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
-        self.before, self.after = self._read_before() or answer(trainer, self.rows), None
+        self.before, self.after = (resumed and self._read_before()) or answer(trainer, self.rows), None
         # TRL calls this at every save and push; its own card shows neither rewards nor samples.
         trainer.create_model_card = self.write
         trainer.remove_callback(ProgressCallback)
@@ -204,9 +204,9 @@ class Report(TrainerCallback):
         gpu = torch.cuda.get_device_name() if trainer.accelerator.device.type == "cuda" else None
         device = gpu or platform.processor() or platform.machine()
         per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        completions = state.global_step * per_step
+        completions = state.global_step * per_step // args.num_iterations
         lengths = [log["completions/mean_length"] for log in state.log_history if "completions/mean_length" in log]
-        generated = completions / args.num_iterations * (sum(lengths) / len(lengths) if lengths else 0)
+        generated = completions * (sum(lengths) / len(lengths) if lengths else 0)
         facts = {
             "steps": f"{state.global_step:,} of {state.max_steps:,}, {completions:,} completions",
             "time": f"{self.seconds / 60:.1f} minutes on {args.world_size} x {device}",
@@ -230,11 +230,12 @@ class Report(TrainerCallback):
             + "\n---\n\n"
             + CARD.format(
                 title=self.folder.name,
-                status="" if done else f"**Unfinished: stopped, or still running, at step {state.global_step:,}.**",
+                status="" if done else f"**Unfinished: stopped, or still running, at step {state.global_step:,}.** ",
                 base=_link(base, "", on_hub),
                 data=_link(data, "datasets/", on_hub),
                 reward_list="\n".join(
                     f"- {entry['weight']:g} x `{name}`{_arguments(entry)}: {reward_title(name)}"
+                    + ("" if entry["weight"] else " *(watched, not trained on)*")
                     for name, entry in settings.rewards.items()
                 ),
                 samples=self._sample_table(),

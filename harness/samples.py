@@ -1,5 +1,6 @@
 """Samples: the same questions answered by the untrained and by the trained policy, and scored by every reward."""
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -78,12 +79,11 @@ def _scores(trainer: GRPOTrainer, row: dict[str, Any], completion: str) -> dict[
                 trainer.accelerator.device
             )
             scores[name] = function(**inputs).logits[0, 0].item()
-        elif set(rewards.columns(rewards.all_rewards()[name])) <= set(row) and not inspect.iscoroutinefunction(
-            function
-        ):
+        elif set(rewards.columns(rewards.all_rewards()[name])) <= set(row):
             columns = {key: [value] for key, value in row.items() if key not in ("prompt", "held_out")}
             columns |= {"trainer_state": trainer.state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-            scores[name] = function(prompts=[row["prompt"]], completions=[messages], completion_ids=[[0]], **columns)[0]
+            result = function(prompts=[row["prompt"]], completions=[messages], completion_ids=[[0]], **columns)
+            scores[name] = (asyncio.run(result) if inspect.isawaitable(result) else result)[0]
         else:
             scores[name] = None  # it needs a column that a question of our own does not have
     return scores

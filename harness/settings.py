@@ -19,7 +19,13 @@ from urllib.request import getproxies
 import yaml
 from jsonargparse import ArgumentParser, get_loader
 
-import rewards
+from harness.exits import UserError
+
+try:
+    import rewards
+except Exception as error:  # whatever a mistake in the user's own file raises
+    place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+    raise UserError(f"rewards.py{place}: does not import ({type(error).__name__}: {error}); mend it") from error
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
@@ -42,11 +48,28 @@ MOVED = {
     "training.reward_weights": "set the weight of each entry of rewards",
     "training.model_init_kwargs": "set them in the section model",
     "training.trust_remote_code": "set model.trust_remote_code",
+    "training.remove_unused_columns": "leave it out; the rewards need the data's columns",
+    "training.resume_from_checkpoint": "run the same command with --resume",
 }
 
 
-class UserError(Exception):
-    """Something the user can mend: main() prints it as `error: WHERE: WHAT; WHAT TO DO`, without a traceback."""
+# What upstream would find out late, or never: the smallest value that means something, and the words that are known.
+AT_LEAST = {
+    "prompts": {"limit": 1, "max_length": 1},
+    "samples": {"held_out": 0},
+    "training": {
+        **dict.fromkeys(
+            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1
+        ),
+        **dict.fromkeys(("steps_per_generation", "num_iterations", "max_completion_length", "save_total_limit"), 1),
+        **dict.fromkeys(("learning_rate", "temperature", "num_train_epochs", "logging_steps", "save_steps"), 1e-12),
+        **{"num_generations": 2, "beta": 0},
+    },
+}
+ONE_OF = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+}
 
 
 @dataclass
@@ -125,11 +148,14 @@ def read_settings(config_files: list[str], overrides: dict[str, str]) -> Setting
         merged = overlay if set(SECTIONS) <= set(overlay) else _laid_over(merged, overlay)
     for key, value in overrides.items():
         section, *path = _split(key)
+        loaded = get_loader("yaml")(value)
+        if loaded is None or isinstance(loaded, dict | list):
+            value = loaded  # anything else is parsed with its key's type, so that a name may look like a number
         for part in reversed(path):
             value = {part: value}
-        merged = _laid_over(merged, {section: value if path else get_loader("yaml")(value)})
-    if isinstance(merged.get("rewards"), dict):
-        merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
+        _check_sections({section: value})
+        merged = _laid_over(merged, {section: value})
+    merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     _go_offline_without_a_network()
     return _checked(merged)
 
@@ -156,7 +182,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of sections; its top level must be {', '.join(SECTIONS)}")
+    _check_sections(content)
     return content
+
+
+def _check_sections(content: dict[str, Any]) -> None:
+    _check_names(content, SECTIONS, "")
+    for section, value in content.items():
+        if not isinstance(value, dict) and not (section == "lora" and value is None):
+            raise UserError(f"{section}: expected a mapping, got {value!r}; see {section} in config.yaml")
 
 
 def _laid_over(base: dict, overlay: dict) -> dict:
@@ -178,10 +212,6 @@ def _split(key: str) -> list[str]:
 
 def _checked(merged: dict[str, Any]) -> Settings:
     parser = ArgumentParser(exit_on_error=False, add_help=False)
-    _check_names(merged, SECTIONS, "")
-    for section in SECTIONS:
-        if not isinstance(merged.get(section), dict) and not (section == "lora" and merged.get("lora") is None):
-            raise UserError(f"{section}: expected a mapping, got {merged.get(section)!r}; see {section} in config.yaml")
     accepted = _declare(parser, merged)
     for section, names in accepted.items():
         _check_names(merged[section], names, section + ".")
@@ -190,10 +220,24 @@ def _checked(merged: dict[str, Any]) -> Settings:
     given = {section: {key: parsed[section][key] for key in merged[section]} for section in accepted}
     given["rewards"] = {name: _checked_reward(name, entry) for name, entry in merged["rewards"].items()}
     merged = {section: given.get(section) for section in SECTIONS}
+    _check_values(given)
     sections = {**merged, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
     if not any(entry["weight"] for entry in sections["rewards"].values()):
         raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
     return Settings(**sections, merged=merged)
+
+
+def _check_values(given: dict[str, dict[str, Any]]) -> None:
+    for section, minima in AT_LEAST.items():
+        for key, least in minima.items():
+            if (value := given[section].get(key)) is not None and not value >= least:
+                bound = f"at least {least}" if isinstance(least, int) else "above 0"
+                raise UserError(f"{section}.{key}: {value} makes no sense; give a number of {bound}")
+    for key, words in ONE_OF.items():
+        if (value := given["training"].get(key, words[0])) not in words:
+            raise UserError(
+                f"training.{key}: unknown {value!r}{_nearest(value, words)}; it is one of {', '.join(words)}"
+            )
 
 
 def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[str]]:
@@ -210,7 +254,7 @@ def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[s
         "training": parser.add_class_arguments(
             GRPOConfig,
             "training",
-            skip={"reward_weights", "model_init_kwargs", "trust_remote_code"},
+            skip={key.removeprefix("training.") for key in MOVED} - {"max_prompt_length"},
         ),
     }
     if merged.get("lora") is not None:

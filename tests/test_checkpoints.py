@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 
 import train_grpo
 from harness.checkpoints import fault, newest_complete
-from harness.settings import UserError
+from harness.exits import UserError
 
 
 @pytest.fixture

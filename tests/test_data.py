@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.data import load_data
-from harness.settings import Prompts, Samples, Settings, UserError
+from harness.exits import UserError
+from harness.settings import Prompts, Samples, Settings
 
 
 def load_prompts(source, prompts, tokenizer, held_out=0):

@@ -9,9 +9,8 @@ import torch
 
 import rewards
 import train_grpo
-from harness.exits import RunError
+from harness.exits import RunError, UserError
 from harness.guard import RewardError, guarded
-from harness.settings import UserError
 
 CALL = {"prompts": ["p0", "p1"], "completions": ["c0", "c1"], "log_metric": lambda *_: None}
 

@@ -12,8 +12,8 @@ from conftest import ROOT
 
 import rewards
 import train_grpo
+from harness.exits import UserError
 from harness.plan import footprint
-from harness.settings import UserError
 
 
 def refused(arguments: list[str]) -> str:
@@ -71,7 +71,24 @@ def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
         (["--training.max_prompt_length", "256"], ["training.max_prompt_length: ", "prompts.max_length"]),
         (["--training.save_strategy", "sometimes"], ["training: ", "sometimes"]),
         (["--training.loss_scale"], ["training.loss_scale: has no value"]),
-        (["--training.num_generations", "1"], ["training: ", "at least 2 generations"]),
+        (["--training.num_generations", "1"], ["training.num_generations: 1", "at least 2"]),
+        (["--training.steps_per_generation", "0"], ["training.steps_per_generation: 0", "at least 1"]),
+        (["--training.temperature", "0"], ["training.temperature: 0", "above 0"]),
+        (["--training.learning_rate=-1"], ["training.learning_rate: -1", "above 0"]),
+        (["--prompts.limit", "0"], ["prompts.limit: 0"]),
+        (["--samples.held_out=-1"], ["samples.held_out: -1"]),
+        (["--training.loss_type", "drgrpo"], ["training.loss_type: ", "did you mean dr_grpo?"]),
+        (["--training.report_to", "wandbx"], ["training.report_to: ", "wandbx"]),
+        (["--training.report_to", "wandb"], ["training.report_to: ", "wandb"]),
+        (["--training.remove_unused_columns", "true"], ["training.remove_unused_columns: "]),
+        (["--training.resume_from_checkpoint", "x"], ["training.resume_from_checkpoint: ", "--resume"]),
+        (["--training.push_to_hub", "true"], ["training.push_to_hub: ", "hf auth login"]),
+        (["--training.output_dir", ""], ["training.output_dir: is empty"]),
+        (["--training.output_dir", "LICENSE/x"], ["training.output_dir: LICENSE/x cannot be written"]),
+        (["--model.attn_implementation", "flash"], ["model.attn_implementation: unknown 'flash'"]),
+        (["--rewards.nobody/judge.weight", "1"], ["rewards.nobody/judge: ", "Hub cannot be reached"]),
+        (["--samples.held_out", "280"], ["training: 11 prompts", "samples.held_out"]),
+        (["--training.eval_strategy", "steps", "--samples.held_out", "0"], ["training.eval_strategy: "]),
         (["--model.dtype", "bf16"], ["model.dtype: ", "bfloat16", "bf16"]),
         (["--lora.r", "many"], ["lora.r: expected int", "many"]),
         (["--lora.bias", "some"], ["lora.bias: expected 'none', 'all'", "some"]),
@@ -92,8 +109,8 @@ def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
             ["--dataset.path", "nobody/nothing", "--dataset.data_files", "null"],
             ["dataset.path: ", "Hub cannot be reached"],
         ),
-        (["--dataset.data_files", "nowhere.json"], ["dataset.path: no folder or file", "nowhere.json"]),
-        (["--dataset.data_files", "LICENSE"], ["dataset.path: json does not load"]),
+        (["--dataset.data_files", "nowhere.json"], ["dataset.data_files: no folder or file nowhere.json"]),
+        (["--dataset.data_files", "LICENSE"], ["dataset.data_files: LICENSE does not load"]),
         (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
         (["--prompts.column", "question"], ["prompts.column: 'question' is no column", "did you mean query?"]),
         (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
@@ -142,6 +159,41 @@ def test_too_little_disk_is_told_with_both_figures(tiny, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     message = refused([*tiny, "--check"])
     assert message.startswith("training.output_dir: 0.0 GB are needed") and "0.0 GB are free" in message
+
+
+def test_a_file_cannot_trade_a_section_for_a_number(tmp_path):
+    (tmp_path / "bad.yaml").write_text("training: 3\n")
+    assert refused(["--config", str(tmp_path / "bad.yaml"), "--training.seed", "1"]).startswith(
+        "training: expected a map"
+    )
+
+
+@pytest.mark.parametrize("answer", [None, ""])
+def test_rows_without_an_answer_stop_nothing(answer, tiny, rows, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({**row, "answer": answer if i % 2 else row["answer"]}) + "\n" for i, row in enumerate(rows))
+    )
+    train_grpo.main([*tiny, "--dataset.data_files", str(path)])
+
+
+def test_a_reward_whose_column_is_missing_names_it(tiny, rows, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"query": row["query"], "tools": [1]}) + "\n" for row in rows))
+    message = refused([*tiny, "--dataset.data_files", str(path), "--check"])
+    assert message.startswith("rewards.answer_reward: needs the column answer") and "null" in message
+    train_grpo.main([*tiny, "--dataset.data_files", str(path), "--rewards.answer_reward", "null"])
+
+
+@pytest.mark.parametrize("text", ["def broken(:\n", "import no_such_package\n"])
+def test_a_mistake_in_rewards_py_is_one_line(text, tmp_path):
+    for name in ("train_grpo.py", "config.yaml", "harness", "rewards.py"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    with (tmp_path / "rewards.py").open("a") as file:
+        file.write(text)
+    result = subprocess.run([sys.executable, "train_grpo.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: rewards.py") and "mend it" in result.stderr
 
 
 GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 import train_grpo
 from harness import compare
 from harness.data import load_data
+from harness.exits import UserError
 from harness.report import log_line
-from harness.settings import UserError, read_settings
+from harness.settings import read_settings
 
 
 @pytest.fixture(scope="module")

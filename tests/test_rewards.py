@@ -67,8 +67,8 @@ def test_length_reward_counts_characters_not_bytes_and_takes_its_settings():
         ("元素記号はfeです", "Fe", 1),
         ("パリです", "ロンドン", 0),
         ("", "パリ", 0),
-        ("パリです", "", None),  # a row without an answer: does not apply
-        ("パリです", None, None),
+        ("パリです", "", 0),  # a row without an answer
+        ("パリです", None, 0),
     ],
 )
 def test_answer_reward(text, answer, expected):

@@ -5,7 +5,8 @@ from conftest import ROOT
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from harness.settings import UserError, parse_arguments, read_settings
+from harness.exits import UserError
+from harness.settings import parse_arguments, read_settings
 
 
 def read(*arguments):

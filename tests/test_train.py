@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import rewards
 import train_grpo
-from harness.settings import UserError
+from harness.exits import UserError
 
 WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 2}  # demo/config.yaml's
 
