@@ -4,6 +4,7 @@ python train_grpo.py --check                           # what would happen, with
 python train_grpo.py                                   # the article's run, on one CUDA GPU
 python train_grpo.py --config recipes/lora.yaml        # a few lines laid over config.yaml
 python train_grpo.py --training.learning_rate 2e-6     # one value
+python train_grpo.py --resume                          # go on where a stopped run was saved last
 """
 
 import sys

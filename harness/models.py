@@ -62,13 +62,16 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
     ):
         known = ", ".join(["eager", "sdpa", "flash_attention_2"])
         raise UserError(f"model.attn_implementation: unknown {requested!r}; use one of {known}")
-    if requested is None or not requested.startswith("flash_attention"):
+    if requested is None or not ("/" in requested or requested.startswith("flash_attention")):
         return requested, ""
     try:
         if not torch.cuda.is_available():
             raise RuntimeError("there is no CUDA GPU")
         lazy_import_flash_attention(requested)
     except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
+        if "/" in requested:
+            problem = f"the kernel {requested} cannot be had ({_first_line(error)})"
+            raise UserError(f"model.attn_implementation: {problem}; use sdpa") from error
         return "sdpa", f"not {requested}: {_first_line(error)}; `make gpu` installs it"
     return requested, ""
 

@@ -5,10 +5,10 @@ import inspect
 import math
 import statistics
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,9 @@ from harness.data import Data
 from harness.exits import UserError
 from harness.models import Policy
 from harness.settings import Settings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 GB = 1e9
 
@@ -35,7 +38,7 @@ class Footprint:
 
 
 def footprint(
-    settings: Settings, config: PreTrainedConfig, arguments: GRPOConfig, lora: LoraConfig | None
+    settings: Settings, config: PreTrainedConfig, arguments: GRPOConfig, lora: "LoraConfig | None"
 ) -> Footprint:
     """Sizes from the model's shape alone: it is built on the meta device, without weights."""
     dtype = settings.model.get("dtype", "auto")
@@ -43,6 +46,8 @@ def footprint(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=arguments.trust_remote_code)
         if lora is not None:
+            from peft import get_peft_model  # not needed without LoRA
+
             try:
                 model = get_peft_model(model, lora)
             except Exception as error:  # ValueError: Target modules {...} not found in the base model

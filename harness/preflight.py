@@ -8,13 +8,12 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from packaging.version import Version
-from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
@@ -26,6 +25,9 @@ from harness.guard import RewardError
 from harness.models import Policy, loading_problem
 from harness.plan import GB, footprint, print_plan
 from harness.settings import Settings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def check_machine(settings: Settings) -> None:
@@ -85,7 +87,7 @@ def _check_divides(key: str, batch: int, factor: int, factors: str, group: int) 
         )
 
 
-def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
+def training_arguments(settings: Settings) -> "tuple[GRPOConfig, LoraConfig | None]":
     """GRPOConfig and LoraConfig of the settings; what they refuse becomes one line."""
     check_batches(settings.training, int(os.environ.get("WORLD_SIZE", 1)))
     if not settings.training.get("output_dir"):
@@ -115,8 +117,12 @@ def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | Non
         except Exception as error:  # no network, no token, a wrong token
             problem = f"the Hub does not let you in ({type(error).__name__})"
             raise UserError(f"training.push_to_hub: {problem}; run `hf auth login`, or set it to false") from error
+    if settings.lora is None:
+        return arguments, None
+    from peft import LoraConfig
+
     try:
-        return arguments, LoraConfig(**settings.lora) if settings.lora else None
+        return arguments, LoraConfig(**settings.lora)
     except Exception as error:
         raise UserError(f"lora: {' '.join(str(error).split())}; mend it in the recipe") from error
 
@@ -195,7 +201,7 @@ def check_output(output_dir: str, needed: float, resume: bool) -> None:
 def preflight(
     settings: Settings,
     arguments: GRPOConfig,
-    lora: LoraConfig | None,
+    lora: "LoraConfig | None",
     policy: Policy,
     data: Data,
     functions: list,

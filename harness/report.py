@@ -147,13 +147,12 @@ class Report(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seconds = time.monotonic() - self.start
         if self.main and time.monotonic() > self.next_drawing:
-            begin = time.monotonic()
             self._attempt(self._draw)
-            self.next_drawing = time.monotonic() + 100 * (time.monotonic() - begin)  # 1% of the time at most
 
     def finish(self) -> None:
         """Ask again, write everything, and print the before/after table. Every process has to call this."""
         self._attempt(self._ask_again)
+        self.next_drawing = 0.0
         self.write()
         if self.main and self.after:
             self._print_samples()
@@ -161,8 +160,10 @@ class Report(TrainerCallback):
     def write(self, *_: Any, **__: Any) -> None:
         """The curves, samples.jsonl and the model card as of now."""
         if self.main:
-            for part in (self._draw, self._write_samples, self._write_card):
+            for part in (self._write_samples, self._write_card):
                 self._attempt(part)
+            if self.trainer.state.log_history and time.monotonic() > self.next_drawing:
+                self._attempt(self._draw)
 
     def _attempt(self, part) -> None:
         try:
@@ -174,7 +175,9 @@ class Report(TrainerCallback):
         self.after = answer(self.trainer, self.rows)
 
     def _draw(self) -> None:
+        begin = time.monotonic()
         draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
+        self.next_drawing = time.monotonic() + 100 * (time.monotonic() - begin)  # 1% of the time at most
 
     def _write_samples(self) -> None:
         lines = []

@@ -258,7 +258,10 @@ def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[s
         ),
     }
     if merged.get("lora") is not None:
-        from peft import LoraConfig
+        try:
+            from peft import LoraConfig
+        except ImportError:
+            raise UserError("lora: peft is not installed; run pip install -r requirements.txt") from None
 
         names["lora"] = parser.add_class_arguments(LoraConfig, "lora")
     # What from_pretrained and load_dataset take through **kwargs no signature shows: the common ones, and the options

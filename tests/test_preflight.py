@@ -85,6 +85,7 @@ def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
         (["--training.push_to_hub", "true"], ["training.push_to_hub: ", "hf auth login"]),
         (["--training.output_dir", ""], ["training.output_dir: is empty"]),
         (["--training.output_dir", "LICENSE/x"], ["training.output_dir: LICENSE/x cannot be written"]),
+        (["--model.attn_implementation", "nobody/kernel"], ["the kernel nobody/kernel cannot be had", "sdpa"]),
         (["--model.attn_implementation", "flash"], ["model.attn_implementation: unknown 'flash'"]),
         (["--rewards.nobody/judge.weight", "1"], ["rewards.nobody/judge: ", "Hub cannot be reached"]),
         (["--samples.held_out", "280"], ["training: 11 prompts", "samples.held_out"]),
@@ -194,6 +195,16 @@ def test_a_mistake_in_rewards_py_is_one_line(text, tmp_path):
     result = subprocess.run([sys.executable, "train_grpo.py"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.startswith("error: rewards.py") and "mend it" in result.stderr
+
+
+def test_flash_attention_falls_back_in_words(tiny, capsys):
+    train_grpo.main([*tiny, "--model.attn_implementation", "flash_attention_2", "--check"])
+    assert "sdpa (not flash_attention_2: " in " ".join(capsys.readouterr().out.split())
+
+
+def test_lora_without_peft_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert refused(["--config", str(ROOT / "recipes/lora.yaml")]).startswith("lora: peft is not installed")
 
 
 GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}

@@ -73,6 +73,26 @@ def test_curves_are_drawn(run):
     assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5  # neither blank nor black
 
 
+def test_the_full_record_goes_to_the_tracker(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = run.rglob("events.out.tfevents*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    assert {"train/rewards/emoji_reward/mean", "train/completions/mean_characters"} <= set(
+        accumulator.Tags()["scalars"]
+    )
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tiny, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.report.draw_curves", full)
+    train_grpo.main(tiny)
+    assert capsys.readouterr().out.count("the report is incomplete: OSError") == 1
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
 def test_the_model_card_is_valid_and_complete(run):
     card = ModelCard.load(run / "README.md")
     card.data.to_dict()

@@ -77,6 +77,8 @@ def test_lora_trains_an_adapter(tiny, tmp_path):
     assert (tmp_path / "run/adapter_config.json").exists() and not isinstance(trained, PeftModel)
     moved = [name for name, weight in trained.named_parameters() if "lora_B" in name and weight.abs().max() > 0]
     assert len(moved) == 7 * 2  # every target of both layers
+    rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
+    assert len(rows) == 11 and all(row["before"] and row["after"] for row in rows)
 
 
 @pytest.fixture
