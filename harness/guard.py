@@ -3,10 +3,13 @@
 TRL takes a dict's keys for rewards, zeroes a whole group over one inf, and trains on nothing at all where all is None.
 """
 
+import asyncio
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from transformers import TrainerState
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 HUGE = 1e9  # far beyond it TRL's float32 standard deviation overflows, and a group's differences round away
@@ -44,6 +47,14 @@ def guarded(reward: Callable) -> Callable:
 
     checked.__name__ = name  # a function's name is its metric's name
     return checked
+
+
+def score(reward: Callable, prompts: list, completions: list, columns: dict[str, list], state: TrainerState) -> list:
+    """Call a guarded reward outside training, as TRL would call it; an async one is waited for."""
+    extra = {"trainer_state": state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+    ids = [[0]] * len(completions)
+    result = reward(prompts=prompts, completions=completions, completion_ids=ids, **columns, **extra)
+    return asyncio.run(result) if inspect.isawaitable(result) else result
 
 
 def _checked(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:

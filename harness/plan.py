@@ -1,7 +1,5 @@
 """The plan: what a run is about to do, what it will hold in memory and on disk, and how the rewards look from here."""
 
-import asyncio
-import inspect
 import math
 import statistics
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from trl import GRPOConfig
 import rewards
 from harness.data import Data
 from harness.exits import UserError
+from harness.guard import score
 from harness.models import Policy
 from harness.settings import Settings
 
@@ -86,21 +85,16 @@ def reward_preview(settings: Settings, functions: list, dataset: Dataset) -> lis
     sample = dataset.select(range(min(200, len(dataset))))
     answers = [str(answer or "") for answer in sample["answer"]]
     columns = {key: list(sample[key]) for key in sample.column_names if key != "prompt"}
-    columns |= {"trainer_state": TrainerState(), "log_extra": lambda *_: None, "log_metric": lambda *_: None}
     lines = []
     for name, function in zip(settings.rewards, functions, strict=True):
         if isinstance(function, str):
             continue  # a reward model's weights are not loaded yet
-        scores = function(
-            prompts=list(sample["prompt"]), completions=answers, completion_ids=[[0]] * len(answers), **columns
-        )
-        scores = [
-            score for score in (asyncio.run(scores) if inspect.isawaitable(scores) else scores) if score is not None
-        ]
+        scores = score(function, list(sample["prompt"]), answers, columns, TrainerState())
+        scores = [value for value in scores if value is not None]
         if not scores or "answer" in rewards.columns(rewards.all_rewards()[name]):
             continue  # an answer always contains itself
         line = f"{name}: {statistics.mean(scores):.2f} on average ({min(scores):.2g} to {max(scores):.2g})"
-        low = sum(score < 0.01 for score in scores) / len(scores)
+        low = sum(value < 0.01 for value in scores) / len(scores)
         if max(scores) - min(scores) < 1e-3:
             line += "; warning: flat, all answers score alike"
         elif low > 0.8:

@@ -1,7 +1,5 @@
 """Preflight: what can go wrong goes wrong here, in seconds and in one line; then the plan of the run."""
 
-import asyncio
-import inspect
 import math
 import os
 import shutil
@@ -21,7 +19,7 @@ from trl import GRPOConfig
 import rewards
 from harness.data import Data
 from harness.exits import UserError
-from harness.guard import RewardError
+from harness.guard import RewardError, score
 from harness.models import Policy, loading_problem
 from harness.plan import GB, footprint, print_plan
 from harness.settings import Settings
@@ -131,7 +129,6 @@ def check_rewards(names: list[str], functions: list, dataset: Dataset) -> None:
     """Call each reward function on two completions with a real row, as strings and as messages; raises UserError."""
     row = dataset[0]
     columns = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
-    columns |= {"trainer_state": TrainerState(), "log_extra": lambda *_: None, "log_metric": lambda *_: None}
     texts = ["", "富士山の高さは3776メートルです🗻✨"]
     as_messages = [[{"role": "assistant", "content": text}] for text in texts]
     for name, function in zip(names, functions, strict=True):
@@ -147,10 +144,7 @@ def check_rewards(names: list[str], functions: list, dataset: Dataset) -> None:
                 f"{', '.join(dataset.column_names)}; set rewards.{name}: null to leave the reward out"
             )
         for completions in (texts, as_messages):
-            prompts, ids = [row["prompt"]] * 2, [[0], [0, 0]]
-            result = function(prompts=prompts, completions=completions, completion_ids=ids, **columns)
-            if inspect.isawaitable(result):
-                asyncio.run(result)
+            score(function, [row["prompt"]] * 2, completions, columns, TrainerState())
 
 
 def check_lengths(settings: Settings, config: PreTrainedConfig, arguments: GRPOConfig, dataset: Dataset) -> None:

@@ -1,7 +1,5 @@
 """Samples: the same questions answered by the untrained and by the trained policy, and scored by every reward."""
 
-import asyncio
-import inspect
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 import rewards
+from harness.guard import score
 from harness.settings import Settings
 
 
@@ -81,9 +80,7 @@ def _scores(trainer: GRPOTrainer, row: dict[str, Any], completion: str) -> dict[
             scores[name] = function(**inputs).logits[0, 0].item()
         elif set(rewards.columns(rewards.all_rewards()[name])) <= set(row):
             columns = {key: [value] for key, value in row.items() if key not in ("prompt", "held_out")}
-            columns |= {"trainer_state": trainer.state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-            result = function(prompts=[row["prompt"]], completions=[messages], completion_ids=[[0]], **columns)
-            scores[name] = (asyncio.run(result) if inspect.isawaitable(result) else result)[0]
+            scores[name] = score(function, [row["prompt"]], [messages], columns, trainer.state)[0]
         else:
             scores[name] = None  # it needs a column that a question of our own does not have
     return scores
