@@ -23,13 +23,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     # These imports take seconds; a mistake in the settings has been told before them.
     from transformers import AutoModelForCausalLM
-    from trl import GRPOTrainer
 
-    from harness.checkpoints import Checkpoints, check_same_run, newest_complete
+    from harness.checkpoints import Checkpoints, check_same_run, newest_complete, sole_run
     from harness.data import load_data
     from harness.models import build_rewards, load_policy, load_reward_model
     from harness.preflight import check_machine, preflight, training_arguments
     from harness.report import Report
+    from harness.trainer import Trainer
 
     if options.resume:
         check_same_run(settings)
@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
     preflight(settings, args, lora, policy, data, reward_functions, options.resume)
     if options.check:
         return
-    with args.main_process_first():
-        checkpoint = newest_complete(args.output_dir) if options.resume else None
 
-    with failures_logged(args.output_dir):
-        trainer = GRPOTrainer(
+    with sole_run(args), failures_logged(args.output_dir):
+        with args.main_process_first():
+            checkpoint = newest_complete(args.output_dir) if options.resume else None
+        trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": policy.attention}),
             reward_funcs=[load_reward_model(f) if isinstance(f, str) else f for f in reward_functions],
             args=args,

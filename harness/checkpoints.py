@@ -4,16 +4,24 @@ TRL and transformers write and read them; but they write in place, take the high
 nothing, and start a fresh optimizer where its file is missing.
 """
 
+import fcntl
 import hashlib
 import json
+import os
+import platform
 import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainerCallback, TrainingArguments
 
-from harness.exits import UserError
+from harness.exits import Stopped, UserError
 from harness.settings import Settings
 
 MANIFEST = "manifest.json"
@@ -33,19 +41,84 @@ FREE = (
 
 
 class Checkpoints(TrainerCallback):
-    """Seals every checkpoint after it has been saved, and only then deletes those over `save_total_limit`."""
+    """Seals each checkpoint once saved, then deletes those over `save_total_limit`; SIGTERM and Ctrl-C stop the run.
+
+    A stop finishes the optimizer step that it falls into, saves, and raises Stopped where training ends. A second
+    signal ends the process at once. Hashing goes on beside the training.
+    """
 
     def __init__(self, arguments: TrainingArguments):
         self.limit, arguments.save_total_limit = arguments.save_total_limit, None  # Trainer deletes before we can seal
+        self.sealing = ThreadPoolExecutor(1)
+        self.sealed = self.sealing.submit(lambda: None)
+        self.signal: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _stop(self, number, frame):
+        self.signal = number
+        for number in self.handlers:
+            signal.signal(number, signal.SIG_DFL)
+        # Not print(), which may be what the signal has interrupted.
+        os.write(2, b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        stop = torch.tensor(self.signal or 0, device=args.device)
+        if args.world_size > 1:  # all processes have to stop after the same step
+            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+        if stop:
+            self.signal = int(stop)
+            args.push_to_hub = False  # what is unfinished stays here
+            control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir)
-        seal(folder / f"checkpoint-{state.global_step}")
+        args.distributed_state.wait_for_everyone()  # each process saves its own random state
+        if state.is_world_process_zero:
+            self.sealed.result()
+            self.sealed = self.sealing.submit(
+                self._seal, args.output_dir, state.global_step, state.best_model_checkpoint
+            )
+        if self.signal and args.world_size == 1:  # it came while saving, so there is nothing more to finish
+            control.should_training_stop = True
+
+    def _seal(self, output_dir: str, step: int, best: str | None) -> None:
+        seal(Path(output_dir) / f"checkpoint-{step}")
         if self.limit:
-            for old in _numbered(folder)[: -self.limit]:
-                shutil.rmtree(old)
+            for old in _numbered(output_dir)[: -self.limit]:
+                if str(old) != best:
+                    shutil.rmtree(old)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.sealed.result()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.signal:
+            raise Stopped(
+                self.signal, f"checkpoint-{state.global_step} is complete; the same command with --resume goes on"
+            )
+
+
+@contextmanager
+def sole_run(args: TrainingArguments) -> Iterator[None]:
+    """Hold the lock of the output folder, which dies with the process; raises UserError where another run holds it."""
+    if args.process_index:
+        yield
+        return
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "_lock").open("a+") as file:  # what begins with _ is never uploaded
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"training.output_dir: {args.output_dir} is in use by another run ({file.read().strip()}); wait for it, or "
+                "choose another with --training.output_dir"
+            ) from error
+        file.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+        yield
 
 
 def seal(checkpoint: Path) -> None:
@@ -75,16 +148,18 @@ def fault(checkpoint: Path) -> str | None:
             return f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
         if _sha256(path) != entry["sha256"]:
             return f"{name} has changed since it was saved"
+    if not any(name.startswith(("optimizer", "global_step")) for name in entries):  # DeepSpeed's is in global_step*
+        return "it has no optimizer state (training.save_only_model)"
     return None
 
 
 def newest_complete(output_dir: str) -> Path:
     """The newest checkpoint without a fault; newer ones that have one are named and set aside. Raises UserError."""
-    checkpoints = _numbered(Path(output_dir))
+    checkpoints = _numbered(output_dir)
     for checkpoint in reversed(checkpoints):
         if (problem := fault(checkpoint)) is None:
             return checkpoint
-        aside = checkpoint.with_name(f"incomplete-{checkpoint.name}")
+        aside = checkpoint.with_name(f"_incomplete-{checkpoint.name}")
         if aside.exists():
             shutil.rmtree(aside)
         checkpoint.rename(aside)
@@ -120,8 +195,9 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, part in settings.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
 
 
-def _numbered(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+def _numbered(output_dir: str) -> list[Path]:
+    """The checkpoints, oldest first; what somebody has renamed is theirs."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 

@@ -1,5 +1,6 @@
-"""How a run ends: 0 done, 2 it cannot work, 1 it failed on the way; one line on stderr, never a bare traceback."""
+"""How a run ends: 0 done, 2 it cannot work, 1 it failed on the way, 130 Ctrl-C, 143 SIGTERM; never a bare traceback."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,12 +16,20 @@ class RunError(Exception):
     """The run failed on the way; the message is one line."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the run; not an Exception, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
 @contextmanager
 def failures_logged(folder: str) -> Iterator[None]:
     """Turn what is raised inside into a RunError of one line, with the traceback in `folder`/error.log."""
     try:
         yield
-    except UserError:
+    except (UserError, RunError):
         raise
     except Exception as error:
         log = Path(folder) / "error.log"
@@ -40,14 +49,23 @@ def failures_logged(folder: str) -> Iterator[None]:
 
 def exit_status(main: Callable[[], None]) -> int:
     """Run `main` and tell what stopped it, if anything did."""
+
+    def stop(number, frame):
+        raise Stopped(number, "outside of training; --resume goes on from the newest checkpoint, if there is one")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         main()
     except (UserError, RunError) as error:
         if isinstance(error, RunError):
-            print(file=sys.stderr)  # below the progress bar
+            from tqdm import tqdm
+
+            for bar in list(getattr(tqdm, "_instances", [])):  # else they are drawn once more, below the error
+                bar.close()
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print(f"\nstopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
+        return 128 + stopped.number
     return 0

@@ -17,9 +17,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from rich.console import Console
 from rich.table import Table
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.curves import draw_curves, reward_means, reward_title
+from harness.exits import RunError
 from harness.samples import answer, sample_questions
 from harness.settings import Settings
 from harness.watch import Watch
@@ -103,7 +105,7 @@ def log_line(args, state, logs: dict[str, float]) -> str:
     return " | ".join(parts)
 
 
-class Report(TrainerCallback):
+class Report(TrainerCallback, ExportableState):
     """Writes reward_curves.png, samples.jsonl, README.md and config.yaml into `training.output_dir`.
 
     Made before training, when the policy is still untrained: it answers the sample questions then.
@@ -141,8 +143,15 @@ class Report(TrainerCallback):
         questions = [row["prompt"][-1]["content"] for row in self.rows]
         return [line["before"] for line in lines] if [line["question"] for line in lines] == questions else None
 
+    def state(self) -> dict[str, Any]:
+        """What a resumed run has to know of its first part; upstream keeps it in trainer_state.json."""
+        watch = {"warnings": self.watch.warnings, "seen": sorted(self.watch.seen), "first": self.watch.first}
+        return {"args": {}, "attributes": {"seconds": self.seconds, **watch}}
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.monotonic()
+        kept = state.stateful_callbacks["Report"]["attributes"]
+        self.watch.warnings, self.watch.seen, self.watch.first = kept["warnings"], set(kept["seen"]), kept["first"]
+        self.start = time.monotonic() - kept["seconds"]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seconds = time.monotonic() - self.start
@@ -150,12 +159,17 @@ class Report(TrainerCallback):
             self._attempt(self._draw)
 
     def finish(self) -> None:
-        """Ask again, write everything, and print the before/after table. Every process has to call this."""
+        """Ask again, write everything, print before and after; raises RunError where nothing was learned.
+
+        Every process has to call this.
+        """
         self._attempt(self._ask_again)
         self.next_drawing = 0.0
         self.write()
         if self.main and self.after:
             self._print_samples()
+        if self.watch.failure:
+            raise RunError(self.watch.failure)
 
     def write(self, *_: Any, **__: Any) -> None:
         """The curves, samples.jsonl and the model card as of now."""
@@ -220,6 +234,9 @@ class Report(TrainerCallback):
             "weights": f"{settings.model.get('dtype', 'auto')}, {'LoRA' if lora else 'all trained'}",
             "versions": ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets")),
         }
+        status = "" if done else f"**Unfinished: stopped, or still running, at step {state.global_step:,}.** "
+        if self.watch.failure:
+            status = f"**Failed: {self.watch.failure}.** "
         card = ModelCard(
             "---\n"
             + ModelCardData(
@@ -233,7 +250,7 @@ class Report(TrainerCallback):
             + "\n---\n\n"
             + CARD.format(
                 title=self.folder.name,
-                status="" if done else f"**Unfinished: stopped, or still running, at step {state.global_step:,}.** ",
+                status=status,
                 base=_link(base, "", on_hub),
                 data=_link(data, "datasets/", on_hub),
                 reward_list="\n".join(

@@ -1,9 +1,11 @@
-"""Watch: says in words, once per cause and with the step, when a run is going wrong. It warns and never stops."""
+"""Watch: says in words, once per cause and with the step, when a run is going wrong; stops what can't be a run."""
 
 import statistics
 
 import torch
 from transformers import TrainerCallback
+
+from harness.exits import RunError
 
 FLAT = 1e-3  # a spread of rewards in a group below this is noise that group scaling blows up to full advantages
 
@@ -22,6 +24,7 @@ class Watch(TrainerCallback):
         self.seen: set[str] = set()
         self.first: dict[str, float] = {}
         self.before = self._fingerprint()
+        self.failure: str | None = None  # what keeps the run from counting as done
 
     def warn(self, cause: str, message: str) -> None:
         if cause not in self.seen:
@@ -51,11 +54,21 @@ class Watch(TrainerCallback):
                     f"{name}, of weight 0, fell from {first:.2f} to {mean:.2f}: it is being traded for reward",
                 )
 
+    def on_step_end(self, args, state, control, **kwargs):
+        now = next(p for p in self.trainer.model.parameters() if p.requires_grad).dtype
+        if now != (before := self.before[0].dtype):
+            raise RunError(
+                f"step {state.global_step}: the trained weights have turned from {before} to {now} under way, as "
+                "training.use_transformers_continuous_batching does with bf16; leave it off, or set model.dtype to match"
+            )
+
     def on_train_end(self, args, state, control, **kwargs):
         if state.global_step == 0:
-            self.warn("steps", "no optimizer step was taken: the model is untrained")
+            self.failure = "no optimizer step was taken: the model is untrained"
         elif all(torch.equal(old, new) for old, new in zip(self.before, self._fingerprint(), strict=True)):
-            self.warn("weights", "the weights have not changed: nothing was learned; see learning_rate and model.dtype")
+            self.failure = "the weights have not changed: nothing was learned; see learning_rate and model.dtype"
+        if self.failure:
+            self.warn("failure", self.failure)
 
     def _watch_groups(self, size: int) -> None:
         """The rewards of the latest generation batch, group by group: where nothing differs, nothing is learned."""

@@ -33,13 +33,12 @@ def policy(tmp_path_factory, rows) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def tiny(policy, tmp_path) -> list[str]:
+def tiny_arguments(policy: str, folder: Path) -> list[str]:
     """Command-line arguments of a run of the demo that takes two seconds: 4 steps of 8 completions."""
     values = {
         "model.pretrained_model_name_or_path": policy,
         "dataset.data_files": ROOT / "demo/questions.jsonl",
-        "training.output_dir": tmp_path / "run",
+        "training.output_dir": folder / "run",
         "training.max_steps": 4,
         "training.num_generations": 4,
         "training.per_device_train_batch_size": 8,
@@ -49,3 +48,8 @@ def tiny(policy, tmp_path) -> list[str]:
     }
     overrides = [part for key, value in values.items() for part in (f"--{key}", str(value))]
     return ["--config", str(ROOT / "demo/config.yaml"), *overrides]
+
+
+@pytest.fixture
+def tiny(policy, tmp_path) -> list[str]:
+    return tiny_arguments(policy, tmp_path)

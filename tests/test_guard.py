@@ -9,6 +9,7 @@ import torch
 
 import rewards
 import train_grpo
+from harness.checkpoints import newest_complete
 from harness.exits import RunError, UserError
 from harness.guard import RewardError, guarded
 
@@ -76,17 +77,37 @@ def test_preflight_refuses_a_broken_reward(tiny, monkeypatch):
         train_grpo.main([*tiny, "--check"])
 
 
-def test_a_reward_that_breaks_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeypatch):
+def raises(values):
+    raise ValueError("no such word")
+
+
+POISON = {  # what becomes of 16 good values, and what is said of it
+    "nan": (lambda v: [*v[:5], float("nan"), *v[6:]], "returned nan for row 5 .*completion"),
+    "inf": (lambda v: [*v[:5], float("inf"), *v[6:]], "returned inf for row 5 .*completion"),
+    "huge": (lambda v: [*v[:5], 1e30, *v[6:]], "returned 1e.30 for row 5 .*completion"),
+    "None for all": (lambda v: [None] * len(v), "returned None for all 16"),
+    "strings": (lambda v: [str(x) for x in v], "returned '0.0' for row 0 .*completion"),
+    "a dict": (lambda v: dict(enumerate(v)), "returned the dict"),
+    "a scalar": (sum, "returned the float"),
+    "one too few": (lambda v: v[1:], "returned 15 values"),
+    "raises": (raises, "raised ValueError: 'no such word'"),
+}
+
+
+@pytest.mark.parametrize(("poison", "words"), POISON.values(), ids=POISON)
+def test_poison_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeypatch, poison, words):
     calls = []
 
     def turns_bad(completions):
         calls.append(len(completions))
-        return [float("inf") if calls.count(16) == 2 and i == 5 else 1.0 * i for i in range(len(completions))]
+        values = [1.0 * i for i in range(len(completions))]
+        return poison(values) if calls.count(16) == 2 else values  # 16 are a generation batch: the one of steps 3, 4
 
     monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", turns_bad))
-    with pytest.raises(RunError, match="rewards.emoji_reward: returned inf for row 5 .*completion"):
-        train_grpo.main(tiny)
+    with pytest.raises(RunError, match=f"rewards.emoji_reward: {words}"):
+        train_grpo.main([*tiny, "--training.save_steps", "1"])
     assert "RewardError" in (tmp_path / "run/error.log").read_text()
+    assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
     assert not (tmp_path / "run/model.safetensors").exists()
 
 

@@ -1,0 +1,130 @@
+"""GRPOTrainer with what keeps a run from being lost; what it learns is TRL's, number by number."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from trl import GRPOTrainer
+
+from harness.exits import RunError
+
+FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it has not found a scale
+
+
+class Trainer(GRPOTrainer):
+    """Stops before a step on a non-finite loss, tells a full disk, and resumes exactly where it was.
+
+    A checkpoint in the middle of a generation batch carries the rest of that batch, which TRL would sample anew. One in
+    a later epoch knows how often the prompts were shuffled, where TRL would begin with the first epoch's order again.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.args.logging_nan_inf_filter = self.args.fp16  # elsewhere it only hides what _get_grad_norm looks for
+        self.skipped = 0
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The gradient norm before clipping; raises RunError, before the step, where it or the loss is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        finite = torch.isfinite(torch.as_tensor(norm)) and torch.isfinite(self._tr_loss)
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped > (FP16_SKIPS if self.args.fp16 else 0):
+            raise RunError(
+                f"step {self.state.global_step + 1}: the loss is {float(self._tr_loss):g}, the gradient norm "
+                f"{float(norm):g}; the step was not taken. Lower training.learning_rate, and start anew or --resume"
+            )
+        return norm
+
+    def _save_checkpoint(self, model, trial):
+        step = self.state.global_step
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        if not all(torch.stack([weight.detach().isfinite().all() for weight in trained]).tolist()):
+            raise RunError(
+                f"step {step}: weights are no longer finite, and were not saved; lower training.learning_rate, and "
+                "start anew or --resume"
+            )
+        checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
+        with self._told_when_full(checkpoint):
+            super()._save_checkpoint(model, trial)
+            if self._step % (self.args.steps_per_generation * self.num_iterations) and not self.args.save_only_model:
+                torch.save((self._step, self._buffered_inputs), self._buffer(checkpoint))
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        with self._told_when_full():
+            super().save_model(output_dir, _internal_call)
+
+    @contextmanager
+    def _told_when_full(self, partial: Path | None = None) -> Iterator[None]:
+        """One line in place of what torch or safetensors say when the disk is full; nothing stays of `partial`."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            if partial:
+                shutil.rmtree(partial, ignore_errors=True)
+            state = [] if self.optimizer is None else self.optimizer.state.values()
+            tensors = [
+                *self.model.parameters(),
+                *(t for values in state for t in values.values() if torch.is_tensor(t)),
+            ]
+            needed = sum(tensor.nbytes for tensor in tensors)
+            free = shutil.disk_usage(self.args.output_dir).free
+            words = " ".join(str(error).split())
+            if "No space left" not in words and "Disk quota" not in words and free > needed:
+                raise
+            raise RunError(
+                f"{self.args.output_dir}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older "
+                "checkpoints are intact; make room and go on with --resume"
+            ) from error
+
+    def _get_train_sampler(self, dataset=None):
+        self.sampler = super()._get_train_sampler(dataset)
+        return self.sampler
+
+    def _init_training_state(self, max_steps, updates_per_epoch, epochs, *args):
+        begin = super()._init_training_state(max_steps, updates_per_epoch, epochs, *args)
+        # Resumed at its very end, a run would take one more step.
+        return (epochs, 0) if self.state.global_step >= max_steps else begin
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        for _ in range(int(self.state.epoch)):  # each epoch draws its order from the same generator
+            torch.randperm(len(self.train_dataset), generator=self.sampler.generator)
+        if (buffer := self._buffer(Path(checkpoint))).exists():
+            device = self.accelerator.device
+            self._step, self._buffered_inputs = torch.load(buffer, map_location=device, weights_only=True)
+
+    def _buffer(self, checkpoint: Path) -> Path:
+        return checkpoint / f"generation_batch_{self.args.process_index}.pt"
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """An upload in mid-run; upstream says nothing of one that failed."""
+        jobs = getattr(self.push_in_progress, "jobs", [])
+        failed = [job.exception() for job in jobs if job.done() and job.exception()]
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        except Exception as error:
+            failed.append(error)
+        if failed:
+            print(
+                f"warning: an upload to the Hub failed ({_first_line(failed[0])}); the next save repeats it", flush=True
+            )
+
+    def push_to_hub(self, *args, **kwargs):
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except Exception as error:
+            folder = self.args.output_dir
+            raise RunError(
+                f"the run is complete in {folder}, but not on the Hub ({_first_line(error)}); upload it with: "
+                f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]

@@ -1,0 +1,70 @@
+"""train_grpo.py with one fault inside: python tests/break_it.py FAULT:WHERE ARGUMENT...
+
+sigterm:PHASE, sigint:PHASE  the signal, at the second call of a phase      twice:PHASE  the signal twice
+kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import accelerate
+import transformers
+from trl import GRPOTrainer
+
+import train_grpo
+from harness.exits import exit_status
+
+PHASES = {
+    "generate": (GRPOTrainer, "_generate_and_score_completions"),
+    "reward": (GRPOTrainer, "_calculate_rewards"),
+    "backward": (accelerate.Accelerator, "backward"),
+    "save": (transformers.Trainer, "_save_optimizer_and_scheduler"),
+}
+
+
+def at_call(count: int, owner: type, name: str, action) -> None:
+    """Have the `count`-th call of a method begin with `action(its arguments)`."""
+    method, calls = getattr(owner, name), []
+
+    def broken(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == count:
+            action(*args)
+        return method(*args, **kwargs)
+
+    setattr(owner, name, broken)
+
+
+def kill_at_file(number: int):
+    """From now on, SIGKILL as soon as the checkpoint being written holds `number` files."""
+
+    def begin(trainer, *_):
+        checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+
+        def look(*_):
+            if checkpoint.exists() and len(os.listdir(checkpoint)) >= number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.setprofile_all_threads(look) if sys.version_info >= (3, 12) else threading.setprofile(look)
+        sys.setprofile(look)
+
+    return begin
+
+
+if __name__ == "__main__":
+    fault, where = sys.argv.pop(1).split(":")
+    if fault == "kill":
+        at_call(2, GRPOTrainer, "_save_checkpoint", kill_at_file(int(where)))
+    elif fault == "nan":
+        step = GRPOTrainer.compute_loss
+        GRPOTrainer.compute_loss = lambda self, *args, **kwargs: (
+            step(self, *args, **kwargs) * (float("nan") if self.state.global_step + 1 == int(where) else 1)
+        )
+    else:
+        signals = {"sigterm": [signal.SIGTERM], "sigint": [signal.SIGINT], "twice": [signal.SIGTERM] * 2}[fault]
+        at_call(2, *PHASES[where], lambda *_: [os.kill(os.getpid(), number) for number in signals])
+    sys.exit(exit_status(train_grpo.main))
