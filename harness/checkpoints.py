@@ -113,8 +113,8 @@ def sole_run(args: TrainingArguments) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(
-                f"training.output_dir: {args.output_dir} is in use by another run ({file.read().strip()}); wait for it, or "
-                "choose another with --training.output_dir"
+                f"training.output_dir: {args.output_dir} is in use by another run ({file.read().strip()}); wait for "
+                "it, or choose another with --training.output_dir"
             ) from error
         file.truncate(0)
         print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)

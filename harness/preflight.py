@@ -21,7 +21,7 @@ from harness.data import Data
 from harness.exits import UserError
 from harness.guard import RewardError, score
 from harness.models import Policy, loading_problem
-from harness.plan import GB, footprint, print_plan
+from harness.plan import footprint, print_plan
 from harness.settings import Settings
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ def check_output(output_dir: str, needed: float, resume: bool) -> None:
         folder.rmdir()  # --check leaves nothing
     if free < needed:
         raise UserError(
-            f"training.output_dir: {needed / GB:.1f} GB are needed for the model and its checkpoints, "
-            f"{free / GB:.1f} GB are free in {folder}; free some, lower save_total_limit, or set save_only_model: true"
+            f"training.output_dir: {needed / 1e6:,.0f} MB are needed for the model and its checkpoints, "
+            f"{free / 1e6:,.0f} MB are free in {folder}; free some, or lower save_total_limit"
         )
 
 

@@ -76,8 +76,8 @@ class Trainer(GRPOTrainer):
             if "No space left" not in words and "Disk quota" not in words and free > needed:
                 raise
             raise RunError(
-                f"{self.args.output_dir}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older "
-                "checkpoints are intact; make room and go on with --resume"
+                f"{self.args.output_dir}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; "
+                "older checkpoints are intact; make room and go on with --resume"
             ) from error
 
     def _get_train_sampler(self, dataset=None):

@@ -59,7 +59,7 @@ class Watch(TrainerCallback):
         if now != (before := self.before[0].dtype):
             raise RunError(
                 f"step {state.global_step}: the trained weights have turned from {before} to {now} under way, as "
-                "training.use_transformers_continuous_batching does with bf16; leave it off, or set model.dtype to match"
+                "training.use_transformers_continuous_batching does with bf16; leave it off, or set bf16: false"
             )
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -2,9 +2,11 @@
 
 sigterm:PHASE, sigint:PHASE  the signal, at the second call of a phase      twice:PHASE  the signal twice
 kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
+fill:MB                      at the second save, the disk fills up but for so much
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -55,10 +57,20 @@ def kill_at_file(number: int):
     return begin
 
 
+def fill(megabytes: int):
+    def fill(trainer, *_):
+        folder = Path(trainer.args.output_dir)
+        (folder / "_filler").write_bytes(bytes(shutil.disk_usage(folder).free - megabytes * 2**20))
+
+    return fill
+
+
 if __name__ == "__main__":
     fault, where = sys.argv.pop(1).split(":")
     if fault == "kill":
         at_call(2, GRPOTrainer, "_save_checkpoint", kill_at_file(int(where)))
+    elif fault == "fill":
+        at_call(2, GRPOTrainer, "_save_checkpoint", fill(int(where)))
     elif fault == "nan":
         step = GRPOTrainer.compute_loss
         GRPOTrainer.compute_loss = lambda self, *args, **kwargs: (

@@ -1,6 +1,8 @@
 """Signals, a full disk, poison and a second run, each in a real process; what it leaves is then resumed here."""
 
-import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, tiny_arguments
+from trl import GRPOTrainer
 
 import train_grpo
 from harness.checkpoints import fault, newest_complete
-from harness.exits import RunError, UserError
+from harness.exits import RunError, Stopped, UserError
 
 # 6 steps of one micro-batch. A generation batch feeds two of them twice over: saves fall inside it.
 STEPS = ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
@@ -46,6 +49,67 @@ def test_sigterm_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrup
     assert not (run / "model.safetensors").exists() and "**Unfinished" in (run / "README.md").read_text()
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(run) == uninterrupted
+
+
+# micro-batches a generation batch, of an optimizer step, passes over a generation batch; 3 and 2 share no boundary
+SHAPES = [(2, 1, 2), (4, 2, 1), (3, 2, 1), (1, 2, 1)]
+
+
+def stopped_and_resumed(policy: str, folder: Path, shape: tuple[int, int, int], stops: list[int], monkeypatch) -> bytes:
+    """The final weights of 9 steps in three epochs or more, stopped by SIGTERM in each step of `stops`."""
+    batches, accumulated, passes = shape
+    arguments = [*tiny_arguments(policy, folder), "--training.max_steps", "9", "--training.save_steps", "100"]
+    arguments += ["--training.per_device_train_batch_size", "4", "--training.num_iterations", str(passes)]
+    arguments += ["--training.steps_per_generation", str(batches), "--samples.held_out", "0"]
+    arguments += ["--training.gradient_accumulation_steps", str(accumulated), "--prompts.limit", str(2 * batches)]
+    step = GRPOTrainer.training_step
+    for stop in stops:
+
+        def stops_here(self, *args, stop=stop, **kwargs):
+            if self.state.global_step + 1 == stop and self.accelerator.sync_gradients:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(Stopped, match=f"checkpoint-{stop} is complete"):
+            patch.setattr(GRPOTrainer, "training_step", stops_here)
+            train_grpo.main(arguments)
+        if "--resume" not in arguments:
+            arguments.append("--resume")
+    train_grpo.main(arguments)
+    return weights(folder / "run")
+
+
+def test_two_stops_change_nothing_in_later_epochs_either(policy, tmp_path, monkeypatch):
+    whole = stopped_and_resumed(policy, tmp_path / "whole", SHAPES[0], [], monkeypatch)
+    assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8], monkeypatch) == whole
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_stopped_at_every_step_the_weights_are_the_uninterrupted_runs(policy, tmp_path, monkeypatch, shape):
+    whole = stopped_and_resumed(policy, tmp_path / "whole", shape, [], monkeypatch)
+    for stop in range(1, 10):
+        assert stopped_and_resumed(policy, tmp_path / str(stop), shape, [stop], monkeypatch) == whole, stop
+
+
+@pytest.mark.sweep
+def test_killed_after_each_file_of_a_save(tiny, tmp_path, uninterrupted):
+    """`_save_checkpoint` and the sealing write some 12 files; the first save, at step 2, stays whole each time."""
+    whole = set()
+    for files in range(1, 14):
+        run = tmp_path / "run"
+        killed = broken(f"kill:{files}", [*tiny, *STEPS])
+        whole.add(newest := newest_complete(str(run)).name)
+        if killed.returncode == 0:  # no save has so many files
+            break
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        aside = {path.name for path in run.glob("_incomplete*")}
+        assert newest == "checkpoint-4" or aside == {"_incomplete-checkpoint-4"}, (files, newest, aside)
+        if files in (1, 8):
+            train_grpo.main([*tiny, *STEPS, "--resume"])
+            assert weights(run) == uninterrupted
+        shutil.rmtree(run)
+    assert files > 8 and whole >= {"checkpoint-2", "checkpoint-6"}
 
 
 def test_ctrl_c_from_outside_exits_130(tiny, tmp_path):
@@ -82,12 +146,22 @@ def test_weights_that_overflow_are_not_saved(tiny, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def small_disk(megabytes: int, command: list[str]) -> subprocess.CompletedProcess:
-    """Run `command` where the folder `$DISK` is a file system of its own."""
-    script = (
-        f'mount -t tmpfs -o size={megabytes}m tmpfs "$0" && cd "{ROOT}" && "$@"; status=$?; ls -R "$0"; exit $status'
-    )
-    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, *command]
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tiny, tmp_path, uninterrupted):
+    """A checkpoint of the tiny policy is 13 MB; 8 MB are left it. What stays is copied off that disk, and resumed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [sys.executable, "tests/break_it.py", "fill:8", *tiny, *STEPS, "--training.output_dir", str(disk / "run")]
+    script = f'mount -t tmpfs -o size=100m tmpfs {disk} && "$@"; status=$?; cp -r {disk}/run {tmp_path}; exit $status'
+    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    stopped = subprocess.run([*own_mounts, *command], cwd=ROOT, capture_output=True, text=True)
+    last = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 1 and "the disk is full" in last, stopped.stderr
+    needed, free = re.search(r"about ([\d,]+) bytes are needed, ([\d,]+) are free", last).groups()
+    assert 12_000_000 < int(needed.replace(",", "")) < 14_000_000 and int(free.replace(",", "")) < 8_000_000
+    assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint-*")] == ["checkpoint-2"]
+    train_grpo.main([*tiny, *STEPS, "--resume"])
+    assert weights(tmp_path / "run") == uninterrupted
 
 
 def test_a_second_run_into_the_folder_is_refused(tiny, tmp_path):
