@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,17 +104,12 @@ class Trainer(GRPOTrainer):
         return checkpoint / f"generation_batch_{self.args.process_index}.pt"
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        """An upload in mid-run; upstream says nothing of one that failed."""
-        jobs = getattr(self.push_in_progress, "jobs", [])
-        failed = [job.exception() for job in jobs if job.done() and job.exception()]
-        try:
-            super()._push_from_checkpoint(checkpoint_folder)
-        except Exception as error:
-            failed.append(error)
-        if failed:
-            print(
-                f"warning: an upload to the Hub failed ({_first_line(failed[0])}); the next save repeats it", flush=True
-            )
+        """An upload in mid-run, in the background; upstream says nothing of one that fails."""
+        earlier = list(getattr(self.push_in_progress, "jobs", []))
+        super()._push_from_checkpoint(checkpoint_folder)
+        for job in getattr(self.push_in_progress, "jobs", []):
+            if job not in earlier:
+                job.add_done_callback(_tell_missed_upload)
 
     def push_to_hub(self, *args, **kwargs):
         try:
@@ -124,6 +120,11 @@ class Trainer(GRPOTrainer):
                 f"the run is complete in {folder}, but not on the Hub ({_first_line(error)}); upload it with: "
                 f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
             ) from error
+
+
+def _tell_missed_upload(job: Future) -> None:
+    if error := job.exception():
+        print(f"warning: an upload to the Hub failed ({_first_line(error)}); the next one repeats it", flush=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,12 +1,15 @@
 """Signals, a full disk, poison and a second run, each in a real process; what it leaves is then resumed here."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,10 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+def card(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, policy) -> bytes:
     """The final weights of the run of STEPS."""
@@ -46,7 +53,7 @@ def test_sigterm_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrup
     run = tmp_path / "run"
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert fault(newest) is None and newest.name in stopped.stderr
-    assert not (run / "model.safetensors").exists() and "**Unfinished" in (run / "README.md").read_text()
+    assert not (run / "model.safetensors").exists() and "**Unfinished" in card(run)
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(run) == uninterrupted
 
@@ -56,7 +63,7 @@ SHAPES = [(2, 1, 2), (4, 2, 1), (3, 2, 1), (1, 2, 1)]
 
 
 def stopped_and_resumed(policy: str, folder: Path, shape: tuple[int, int, int], stops: list[int], monkeypatch) -> bytes:
-    """The final weights of 9 steps in three epochs or more, stopped by SIGTERM in each step of `stops`."""
+    """The final weights of 9 steps, which are two epochs or more, stopped by SIGTERM in each step of `stops`."""
     batches, accumulated, passes = shape
     arguments = [*tiny_arguments(policy, folder), "--training.max_steps", "9", "--training.save_steps", "100"]
     arguments += ["--training.per_device_train_batch_size", "4", "--training.num_iterations", str(passes)]
@@ -76,12 +83,13 @@ def stopped_and_resumed(policy: str, folder: Path, shape: tuple[int, int, int], 
         if "--resume" not in arguments:
             arguments.append("--resume")
     train_grpo.main(arguments)
+    assert not (folder / "run/checkpoint-10").exists()  # a tenth step, at a learning rate of 0, moves no weight
     return weights(folder / "run")
 
 
-def test_two_stops_change_nothing_in_later_epochs_either(policy, tmp_path, monkeypatch):
+def test_stops_change_nothing_in_later_epochs_nor_at_the_end(policy, tmp_path, monkeypatch):
     whole = stopped_and_resumed(policy, tmp_path / "whole", SHAPES[0], [], monkeypatch)
-    assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8], monkeypatch) == whole
+    assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8, 9], monkeypatch) == whole
 
 
 @pytest.mark.sweep
@@ -162,6 +170,77 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tiny, tmp_pa
     assert [path.name for path in (tmp_path / "run").glob("*checkpoint-*")] == ["checkpoint-2"]
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(tmp_path / "run") == uninterrupted
+
+
+class Hub(ThreadingHTTPServer):
+    """Answers as the Hub does to a login, a new repository and an upload; uploads numbered in `lost` are cut off."""
+
+    def __init__(self, lost: set[int]):
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.url, self.lost, self.uploads, self.kept = f"http://127.0.0.1:{self.server_port}", lost, 0, []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is no news."""
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_POST(self):
+        hub, body, answer = self.server, self.rfile.read(int(self.headers.get("Content-Length", 0))), {}
+        if "whoami" in self.path:
+            answer = {"name": "me", "type": "user", "orgs": []}
+        elif "repos/create" in self.path:
+            answer = {"url": f"{hub.url}/me/run"}
+        elif "preupload" in self.path:
+            hub.uploads += 1
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+        elif "commit" in self.path:
+            answer = {"commitUrl": "https://huggingface.co/me/run/commit/1", "commitOid": "1"}
+            hub.kept.append(hub.uploads)
+        if hub.uploads in hub.lost and "/main" in self.path:
+            return self.send_error(403)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    do_GET = do_POST
+
+    def log_message(self, *_):
+        """The tests' output is theirs."""
+
+
+@pytest.mark.parametrize(
+    ("lost", "status", "words"),
+    [
+        (None, 2, "error: training.push_to_hub: the Hub does not let you in (ConnectError); run `hf auth login`"),
+        ({1}, 0, "warning: an upload to the Hub failed (HfHubHTTPError"),
+        ({3}, 1, "complete in {run}, but not on the Hub (HfHubHTTPError"),
+    ],
+    ids=["start", "mid-run", "end"],
+)
+def test_an_unreachable_hub_is_told_and_costs_nothing(tiny, tmp_path, lost, status, words):
+    """Uploads 1 and 2 are those of two checkpoints, 3 is the finished run's."""
+    hub = Hub(lost or set())
+    if lost is None:
+        hub.shutdown()
+        hub.server_close()
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE" and "proxy" not in key}
+    result = subprocess.run(
+        [sys.executable, "train_grpo.py", *tiny, "--training.save_steps", "2"]
+        + ["--training.push_to_hub", "true", "--training.hub_model_id", "me/run", "--training.hub_always_push", "true"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**environment, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none"},
+    )
+    run = tmp_path / "run"
+    assert result.returncode == status and words.format(run=run) in result.stdout + result.stderr, result.stderr
+    if lost:
+        assert hub.kept == [upload for upload in (1, 2, 3) if upload not in lost]
+        assert weights(run) and fault(newest_complete(str(run))) is None and "Unfinished" not in card(run)
+    if status == 1:
+        assert f"hf upload me/run {run} --exclude" in result.stderr.splitlines()[-1]
 
 
 def test_a_second_run_into_the_folder_is_refused(tiny, tmp_path):
