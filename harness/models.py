@@ -37,7 +37,8 @@ class Policy:
 def load_policy(model: dict[str, Any]) -> Policy:
     """Config, tokenizer and a usable attention, from the section `model`; eos pads where there is no pad token."""
     name = model["pretrained_model_name_or_path"]
-    where = {key: model[key] for key in WHERE_KEYS if key in model}
+    # Where it says nothing of trust_remote_code, upstream would ask at the terminal.
+    where = {"trust_remote_code": False} | {key: model[key] for key in WHERE_KEYS if key in model}
     try:
         config = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)

@@ -134,7 +134,7 @@ def check_rewards(names: list[str], functions: list, dataset: Dataset) -> None:
     for name, function in zip(names, functions, strict=True):
         if isinstance(function, str):
             try:
-                AutoConfig.from_pretrained(name)
+                AutoConfig.from_pretrained(name, trust_remote_code=False)
             except Exception as error:  # as in load_policy
                 raise UserError(loading_problem(f"rewards.{name}", name, error)) from error
             continue

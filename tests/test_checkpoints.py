@@ -1,15 +1,17 @@
 """A checkpoint counts only whole, and resuming goes on as if nothing had happened. Real runs on the tiny policy."""
 
 import json
+import os
 import shutil
 import time
 
 import pytest
+import torch
 from trl import GRPOTrainer
 
 import train_grpo
-from harness.checkpoints import fault, newest_complete
-from harness.exits import UserError
+from harness.checkpoints import fault, newest_complete, seal
+from harness.exits import RunError, UserError
 
 
 @pytest.fixture
@@ -111,3 +113,46 @@ def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path):
     kept = sorted((tmp_path / "run").glob("checkpoint-*"))
     assert [path.name for path in kept] == ["checkpoint-5", "checkpoint-6"]
     assert [fault(path) for path in kept] == [None, None]
+
+
+class Bomb:
+    """What unpickling would run."""
+
+    def __init__(self, folder):
+        self.trace = str(folder / "executed")
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "generation_batch_0.pt"])
+def test_resuming_never_executes_what_a_checkpoint_carries(interrupted, tmp_path, name):
+    checkpoint = tmp_path / "run/checkpoint-4"
+    torch.save(Bomb(tmp_path), checkpoint / name)
+    seal(checkpoint)  # by somebody who knows of manifests
+    with pytest.raises(RunError, match="[Ww]eights.only"):
+        train_grpo.main([*interrupted, "--resume"])
+    assert not (tmp_path / "executed").exists()
+
+
+def test_loading_a_policy_never_executes_what_it_carries(tiny, policy, tmp_path):
+    pickled, coded = tmp_path / "pickled", tmp_path / "coded"
+    for folder in (pickled, coded):
+        shutil.copytree(policy, folder)
+    (pickled / "model.safetensors").unlink()
+    torch.save(Bomb(tmp_path), pickled / "pytorch_model.bin")
+    config = json.loads((coded / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n")
+    for folder in (pickled, coded):
+        with pytest.raises((UserError, RunError)):
+            train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
+        assert not (tmp_path / "executed").exists(), folder
+
+
+def test_yaml_is_data(tmp_path):
+    (tmp_path / "bomb.yaml").write_text(f"training: !!python/object/apply:os.mkdir ['{tmp_path / 'executed'}']\n")
+    with pytest.raises(UserError, match="bomb.yaml: not YAML"):
+        train_grpo.main(["--config", str(tmp_path / "bomb.yaml"), "--check"])
+    assert not (tmp_path / "executed").exists()
