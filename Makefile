@@ -1,9 +1,9 @@
-# make demo | train | test | lint: each installs what it needs into .venv, once.
+# make demo | train | test | faults | lint: each installs what it needs into .venv, once.
 PYTHON ?= python3
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 # make demo-hacked: the demo without its answer reward
-.PHONY: demo demo-hacked train test lint gpu
+.PHONY: demo demo-hacked train test faults lint gpu
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
 
@@ -16,6 +16,9 @@ train: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest
+
+faults: .venv/installed  # stopped at every step, killed at every file: 5 minutes
+	.venv/bin/python -m pytest -m sweep
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -1,6 +1,6 @@
 """Report: readable lines and curves while a run goes on; before/after and a model card once it is over.
 
-Nothing here may cost a run: curves are drawn at most 1% of the time, and what cannot be written is a warning.
+Nothing here may cost a run: curves take at most 0.5% of the time, and what cannot be written is a warning.
 """
 
 import html
@@ -191,7 +191,7 @@ class Report(TrainerCallback, ExportableState):
     def _draw(self) -> None:
         begin = time.monotonic()
         draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
-        self.next_drawing = time.monotonic() + 100 * (time.monotonic() - begin)  # 1% of the time at most
+        self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
 
     def _write_samples(self) -> None:
         lines = []

@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 import train_grpo
 from harness.checkpoints import fault, newest_complete, seal
 from harness.exits import RunError, UserError
+from harness.watch import Watch
 
 
 @pytest.fixture
@@ -21,6 +22,10 @@ def interrupted(tiny, tmp_path, monkeypatch):
     step = GRPOTrainer.training_step
 
     def dies(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            next(c for c in self.callback_handler.callbacks if isinstance(c, Watch)).warn(
+                "cause", "seen before the kill"
+            )
         if self.state.global_step == 5:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
@@ -45,6 +50,7 @@ def test_resume_ends_where_the_uninterrupted_run_ends_and_keeps_the_before_side(
     assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     after = [json.loads(line) for line in (run / "samples.jsonl").open()]
     assert after[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in after)
+    assert "step 3: seen before the kill" in (run / "README.md").read_text(encoding="utf-8")
 
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"]

@@ -172,6 +172,21 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tiny, tmp_pa
     assert weights(tmp_path / "run") == uninterrupted
 
 
+def test_a_run_that_learned_nothing_is_not_done(tiny, tmp_path):
+    flat = ["--rewards.emoji_reward.max_emoji", "0", "--training.beta", "0"]
+    others = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]
+    with pytest.raises(RunError, match="the weights have not changed: nothing was learned"):
+        train_grpo.main([*tiny, *flat, *others])
+    assert "**Failed: the weights have not changed" in card(tmp_path / "run")
+
+
+def test_a_change_of_dtype_stops_the_run_at_its_first_step(tiny, tmp_path):
+    casts = ["--training.bf16", "true", "--training.use_transformers_continuous_batching", "true"]
+    with pytest.raises(RunError, match="step 1: the trained weights have turned from torch.float32 to torch.bfloat16"):
+        train_grpo.main([*tiny, *casts, "--training.save_steps", "1"])
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
 class Hub(ThreadingHTTPServer):
     """Answers as the Hub does to a login, a new repository and an upload; uploads numbered in `lost` are cut off."""
 
