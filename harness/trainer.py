@@ -10,6 +10,7 @@ import torch
 from trl import GRPOTrainer
 
 from harness.exits import RunError
+from harness.padding import by_length, without_padding
 
 FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it has not found a scale
 
@@ -80,6 +81,15 @@ class Trainer(GRPOTrainer):
                 f"{self.args.output_dir}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; "
                 "older checkpoints are intact; make room and go on with --resume"
             ) from error
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
+    ):
+        score = super()._get_per_token_logps_and_entropies
+        if any(value is not None and value is not False for value in others.values()):  # images, a router's loss
+            return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others)
+        chunks = by_length(attention_mask, batch_size, split=self.accelerator.num_processes == 1)
+        return without_padding(score, chunks, model, input_ids, attention_mask, logits_to_keep, compute_entropy)
 
     def _get_train_sampler(self, dataset=None):
         self.sampler = super()._get_train_sampler(dataset)

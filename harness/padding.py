@@ -1,0 +1,52 @@
+"""Scoring tokens without the padding: rows of like length go through the model together, cut to the longest.
+
+TRL pads a whole generation batch to its longest completion and keeps that width through the reference, old-policy and
+training passes. Each token's log-probability is the same without it, up to the rounding of a matrix product.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+
+def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.Tensor]:
+    """Row indices of `mask`, (batch, tokens), in groups of like length, of `rows` at most.
+
+    A group is closed where one more row would make an eighth of its tokens padding. Without `split` the rows stay in
+    their order, and are only divided: with several processes each has to call the model equally often.
+    """
+    order = torch.arange(len(mask), device=mask.device)
+    if not split:
+        return list(order.split(rows or len(mask)))
+    lengths, order = mask.sum(1).sort()
+    groups, begin, real = [], 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > begin and ((i + 1 - begin) * length > 8 / 7 * (real + length) or i - begin == rows):
+            groups.append(order[begin:i])
+            begin, real = i, 0
+        real += length
+    return [*groups, order[begin:]]
+
+
+def without_padding(
+    score: Callable, groups: list[torch.Tensor], model, ids: torch.Tensor, mask: torch.Tensor, keep: int, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    """`score`, GRPOTrainer._get_per_token_logps_and_entropies, on each group cut to its own tokens.
+
+    Args:
+        ids, mask: (batch, tokens), prompts padded on the left, completions on the right.
+        keep: how many of the last tokens are completion.
+
+    Returns log-probabilities and entropies, (batch, keep), in the order of `ids`; 0 where a completion is padding.
+    """
+    scores = []
+    for group in groups:
+        used = mask[group].any(0).nonzero()
+        left, right = int(used[0]), mask.shape[1] - 1 - int(used[-1])
+        cut = slice(left, mask.shape[1] - right)
+        logps, entropies, _ = score(model, ids[group, cut], mask[group, cut], keep - right, compute_entropy=entropy)
+        scores.append([F.pad(values, (0, right)) for values in ((logps, entropies) if entropy else (logps,))])
+    back = torch.cat(groups).argsort()
+    logps, *entropies = (torch.cat(values)[back] for values in zip(*scores, strict=True))
+    return logps, *(entropies or [None]), None

@@ -1,0 +1,78 @@
+"""Without padding: the same log-probabilities, losses and gradients as TRL's, from fewer tokens."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from harness.padding import by_length
+from harness.trainer import Trainer
+
+LENGTHS = [3, 17, 4, 9, 5, 8, 30, 4]  # of the completions
+PROMPTS = [5, 7, 6, 5, 9, 5, 6, 5]
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "several"])
+def both(policy, tmp_path, request):
+    """(TRL's trainer, ours), of the same policy."""
+    arguments = {"use_cpu": True, "bf16": False, "num_generations": 8, "beta": 0.04, "gradient_checkpointing": False}
+    trainers = [
+        trainer(
+            model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+            reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
+            args=GRPOConfig(output_dir=tmp_path, report_to="none", top_entropy_quantile=0.5, **arguments),
+            train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
+            processing_class=AutoTokenizer.from_pretrained(policy),
+        )
+        for trainer in (GRPOTrainer, Trainer)
+    ]
+    trainers[1].accelerator.state._shared_state["num_processes"] = request.param
+    yield trainers
+    trainers[1].accelerator.state._shared_state["num_processes"] = 1
+
+
+def batch(vocabulary: int) -> dict[str, torch.Tensor]:
+    """8 rows; prompts padded on the left and completions on the right, further than any of them needs."""
+    generator = torch.Generator().manual_seed(0)
+    prompt_mask = torch.tensor([[0] * (12 - n) + [1] * n for n in PROMPTS])
+    completion_mask = torch.tensor([[1] * n + [0] * (40 - n) for n in LENGTHS])
+    ids = [torch.randint(4, vocabulary, mask.shape, generator=generator) for mask in (prompt_mask, completion_mask)]
+    return {
+        "prompt_ids": ids[0],
+        "prompt_mask": prompt_mask,
+        "completion_ids": ids[1] * completion_mask,
+        "completion_mask": completion_mask,
+        "advantages": torch.randn(8, generator=generator),
+        "ref_per_token_logps": torch.randn(8, 40, generator=generator) - 5,
+        "num_items_in_batch": completion_mask.sum(),
+    }
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_tokens_loss_and_gradients_are_trls(both, loss_type):
+    results = []
+    for trainer in both:
+        trainer.loss_type = loss_type
+        trainer.current_gradient_accumulation_steps = 1
+        inputs = batch(len(trainer.processing_class))
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, 40, batch_size=3, compute_entropy=True
+        )
+        loss = trainer.compute_loss(trainer.model.train(), inputs)
+        loss.backward()
+        kept = [values * inputs["completion_mask"] for values in (logps, entropies)]
+        results.append([*kept, loss, *(weight.grad for weight in trainer.model.parameters())])
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+
+
+def test_groups_hold_every_row_once_and_little_padding():
+    mask = batch(100)["completion_mask"]
+    groups = by_length(mask, None, split=True)
+    assert sorted(torch.cat(groups).tolist()) == list(range(8))
+    padded = sum(len(group) * int(mask[group].sum(1).max()) for group in groups)
+    assert padded <= 8 / 7 * mask.sum() < 8 * 30
+    assert max(len(group) for group in by_length(mask, 2, split=True)) == 2
