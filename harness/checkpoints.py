@@ -6,6 +6,7 @@ nothing, and start a fresh optimizer where its file is missing.
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -25,11 +26,11 @@ from harness.exits import Stopped, UserError
 from harness.settings import Settings
 
 MANIFEST = "manifest.json"
-# What may differ between a run and its continuation; everything else changes what is trained.
+# What may differ between a run and its continuation; everything else changes what is trained. Evaluation does, as it
+# samples from the same random state.
 FREE = (
     "logging_",
     "save_",
-    "eval_",
     "report_to",
     "run_name",
     "hub_",
@@ -52,6 +53,7 @@ class Checkpoints(TrainerCallback):
         self.sealing = ThreadPoolExecutor(1)
         self.sealed = self.sealing.submit(lambda: None)
         self.signal: int | None = None
+        self.newest = "no checkpoint"
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -74,6 +76,7 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         args.distributed_state.wait_for_everyone()  # each process saves its own random state
+        self.newest = f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
             self.sealed.result()
             self.sealed = self.sealing.submit(
@@ -91,12 +94,11 @@ class Checkpoints(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.sealed.result()
+        args.distributed_state.wait_for_everyone()  # a launcher ends all processes once one has ended
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.signal:
-            raise Stopped(
-                self.signal, f"checkpoint-{state.global_step} is complete; the same command with --resume goes on"
-            )
+            raise Stopped(self.signal, f"{self.newest} is complete; the same command with --resume goes on")
 
 
 @contextmanager
@@ -110,11 +112,13 @@ def sole_run(args: TrainingArguments) -> Iterator[None]:
     with (folder / "_lock").open("a+") as file:  # what begins with _ is never uploaded
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
             file.seek(0)
+            problem = f"in use by another run ({file.read().strip()})"
+            if not isinstance(error, BlockingIOError):
+                problem = f"on a file system without locks ({error.strerror})"
             raise UserError(
-                f"training.output_dir: {args.output_dir} is in use by another run ({file.read().strip()}); wait for "
-                "it, or choose another with --training.output_dir"
+                f"training.output_dir: {args.output_dir} is {problem}; choose another with --training.output_dir"
             ) from error
         file.truncate(0)
         print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
@@ -127,26 +131,32 @@ def seal(checkpoint: Path) -> None:
         str(p.relative_to(checkpoint)): p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MANIFEST
     }
     entries = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
-    temporary = checkpoint / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    temporary.replace(checkpoint / MANIFEST)
+    write_whole(checkpoint / MANIFEST, json.dumps(entries, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` so that a kill or a full disk leaves the old file or the new one, and never half of one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None where every file is as it was sealed."""
     try:
         entries = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        sealed = [(name, entry["bytes"], entry["sha256"]) for name, entry in entries.items()]
     except FileNotFoundError:
         return "it has no manifest: it was not finished"
-    except ValueError:
+    except (ValueError, AttributeError, TypeError, KeyError):
         return f"{MANIFEST} is damaged"
-    for name, entry in entries.items():
+    for name, size, digest in sealed:
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
-        if _sha256(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if _sha256(path) != digest:
             return f"{name} has changed since it was saved"
     if not any(name.startswith(("optimizer", "global_step")) for name in entries):  # DeepSpeed's is in global_step*
         return "it has no optimizer state (training.save_only_model)"
@@ -159,11 +169,12 @@ def newest_complete(output_dir: str) -> Path:
     for checkpoint in reversed(checkpoints):
         if (problem := fault(checkpoint)) is None:
             return checkpoint
-        aside = checkpoint.with_name(f"_incomplete-{checkpoint.name}")
-        if aside.exists():
-            shutil.rmtree(aside)
+        names = (checkpoint.with_name(f"_set-aside-{i}-{checkpoint.name}") for i in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
         checkpoint.rename(aside)
         print(f"warning: {checkpoint.name} is not used: {problem}; set aside as {aside.name}", flush=True)
+    if not checkpoints:
+        raise UserError(f"--resume: the run in {output_dir} had saved no checkpoint yet; run it again without --resume")
     raise UserError(
         f"training.output_dir: {output_dir} has no complete checkpoint ({len(checkpoints)} tried) to resume from; "
         "start anew without --resume in another folder"
@@ -174,10 +185,14 @@ def check_same_run(settings: Settings) -> None:
     """Refuse to continue a run with settings that change what is trained; raises UserError with old and new values."""
     path = Path(settings.training["output_dir"]) / "config.yaml"
     try:
-        old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable ({error}); there is no run to resume, leave --resume out") from error
-    new = _flat(settings.merged)
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; there is no run to resume, leave --resume out") from error
+    except (ValueError, yaml.YAMLError):
+        old = None
+    if not isinstance(old, dict):
+        raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
+    old, new = _flat(old), _flat(settings.merged)
     differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
     if differ:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)

@@ -43,7 +43,8 @@ def without_padding(
     scores = []
     for group in groups:
         used = mask[group].any(0).nonzero()
-        left, right = int(used[0]), mask.shape[1] - 1 - int(used[-1])
+        # One column of completion stays, for rows of which mask_truncated_completions leaves nothing.
+        left, right = int(used[0]), min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
         cut = slice(left, mask.shape[1] - right)
         logps, entropies, _ = score(model, ids[group, cut], mask[group, cut], keep - right, compute_entropy=entropy)
         scores.append([F.pad(values, (0, right)) for values in ((logps, entropies) if entropy else (logps,))])

@@ -20,6 +20,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
+from harness.checkpoints import write_whole
 from harness.curves import draw_curves, reward_means, reward_title
 from harness.exits import RunError
 from harness.samples import answer, sample_questions
@@ -128,7 +129,7 @@ class Report(TrainerCallback, ExportableState):
             trainer.add_callback(callback)
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(settings.as_yaml(), encoding="utf-8")
+            write_whole(self.folder / "config.yaml", settings.as_yaml())
             self.write()
 
     def _read_before(self) -> list[dict[str, Any]] | None:
@@ -200,7 +201,7 @@ class Report(TrainerCallback, ExportableState):
             known = {"answer": row["answer"]} if "answer" in row else {}
             line = {"question": row["prompt"][-1]["content"], "held_out": row["held_out"], **known, **sides}
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-        (self.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_whole(self.folder / "samples.jsonl", "".join(lines))
 
     def _print_samples(self) -> None:
         table = Table(title="Before and after", show_lines=True)

@@ -1,4 +1,4 @@
-"""GRPOTrainer with what keeps a run from being lost; what it learns is TRL's, number by number."""
+"""GRPOTrainer with what keeps a run from being lost, and without the padding; what it learns is TRL's."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ class Trainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = self.args.fp16  # elsewhere it only hides what _get_grad_norm looks for
         self.skipped = 0
+        self.saved: int | None = None
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The gradient norm before clipping; raises RunError, before the step, where it or the loss is not finite."""
@@ -35,23 +36,26 @@ class Trainer(GRPOTrainer):
         if self.skipped > (FP16_SKIPS if self.args.fp16 else 0):
             raise RunError(
                 f"step {self.state.global_step + 1}: the loss is {float(self._tr_loss):g}, the gradient norm "
-                f"{float(norm):g}; the step was not taken. Lower training.learning_rate, and start anew or --resume"
+                f"{float(norm):g}; the step was not taken; start anew with a lower training.learning_rate"
             )
         return norm
 
     def _save_checkpoint(self, model, trial):
         step = self.state.global_step
+        if step == self.saved:  # a stop where an epoch ends: upstream would save once more, over what is good
+            return
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         if not all(torch.stack([weight.detach().isfinite().all() for weight in trained]).tolist()):
             raise RunError(
-                f"step {step}: weights are no longer finite, and were not saved; lower training.learning_rate, and "
-                "start anew or --resume"
+                f"step {step}: weights are no longer finite, and were not saved; start anew with a lower "
+                "training.learning_rate"
             )
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
         with self._told_when_full(checkpoint):
             super()._save_checkpoint(model, trial)
             if self._step % (self.args.steps_per_generation * self.num_iterations) and not self.args.save_only_model:
                 torch.save((self._step, self._buffered_inputs), self._buffer(checkpoint))
+        self.saved = step
 
     def save_model(self, output_dir=None, _internal_call=False):
         with self._told_when_full():

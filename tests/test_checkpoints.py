@@ -71,6 +71,7 @@ DAMAGES = {
     "emptied": lambda p: p.write_bytes(b""),
     "flipped": flip_a_bit,
     "deleted": lambda p: p.unlink(),
+    "replaced": lambda p: p.write_text("[]"),
 }
 
 
@@ -83,7 +84,7 @@ def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(inter
             assert newest_complete(str(copy)).name == "checkpoint-2"
             told = capsys.readouterr().out
             assert "checkpoint-4 is not used" in told and (name in told or name == "manifest.json"), told
-            assert (copy / "_incomplete-checkpoint-4").is_dir() and not (copy / "checkpoint-4").exists()
+            assert (copy / "_set-aside-1-checkpoint-4").is_dir() and not (copy / "checkpoint-4").exists()
             shutil.rmtree(copy)
 
 
@@ -96,6 +97,7 @@ def test_no_complete_checkpoint_is_an_error_not_a_fresh_start(interrupted, tmp_p
 
 def test_settings_that_change_the_training_refuse_to_resume(interrupted):
     changed = ["--training.learning_rate", "1e-3", "--rewards.emoji_reward.max_emoji", "2", "--lora.r", "4"]
+    changed += ["--training.eval_strategy", "epoch"]
     with pytest.raises(UserError) as error:
         train_grpo.main([*interrupted, "--resume", *changed])
     message = str(error.value)
@@ -103,8 +105,23 @@ def test_settings_that_change_the_training_refuse_to_resume(interrupted):
         "training.learning_rate 0.0003 -> 0.001",
         "rewards.emoji_reward.max_emoji 4 -> 2",
         "lora.r None -> 4",
+        "training.eval_strategy None -> 'epoch'",
     ):
         assert words in message
+
+
+def test_resume_before_the_first_checkpoint_says_so(interrupted, tmp_path):
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(UserError, match="had saved no checkpoint yet; run it again without --resume"):
+        train_grpo.main([*interrupted, "--resume"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]", b"a: [", b"7"])
+def test_damaged_settings_of_a_run_are_told(interrupted, tmp_path, content):
+    (tmp_path / "run/config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="run/config.yaml: damaged"):
+        train_grpo.main([*interrupted, "--resume"])
 
 
 def test_resume_without_a_run_is_refused(tiny):

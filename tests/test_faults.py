@@ -92,6 +92,21 @@ def test_stops_change_nothing_in_later_epochs_nor_at_the_end(policy, tmp_path, m
     assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8, 9], monkeypatch) == whole
 
 
+def test_a_stop_where_an_epoch_ends_saves_once(tiny, tmp_path, monkeypatch):
+    saves, save, step = [], GRPOTrainer._save_checkpoint, GRPOTrainer.training_step
+
+    def stops(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM) if self.state.global_step == 1 else None
+        return step(self, *args)
+
+    monkeypatch.setattr(GRPOTrainer, "training_step", stops)
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", lambda self, *args: (saves.append(args), save(self, *args)))
+    epoch_of_two_steps = ["--prompts.limit", "4", "--samples.held_out", "0", "--training.save_strategy", "epoch"]
+    with pytest.raises(Stopped, match="checkpoint-2 is complete"):
+        train_grpo.main([*tiny, *epoch_of_two_steps])
+    assert len(saves) == 1 and fault(newest_complete(str(tmp_path / "run"))) is None
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_stopped_at_every_step_the_weights_are_the_uninterrupted_runs(policy, tmp_path, monkeypatch, shape):
@@ -111,8 +126,8 @@ def test_killed_after_each_file_of_a_save(tiny, tmp_path, uninterrupted):
         if killed.returncode == 0:  # no save has so many files
             break
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        aside = {path.name for path in run.glob("_incomplete*")}
-        assert newest == "checkpoint-4" or aside == {"_incomplete-checkpoint-4"}, (files, newest, aside)
+        aside = {path.name for path in run.glob("_set-aside*")}
+        assert newest == "checkpoint-4" or aside == {"_set-aside-1-checkpoint-4"}, (files, newest, aside)
         if files in (1, 8):
             train_grpo.main([*tiny, *STEPS, "--resume"])
             assert weights(run) == uninterrupted

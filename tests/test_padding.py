@@ -9,8 +9,8 @@ from trl import GRPOConfig, GRPOTrainer
 from harness.padding import by_length
 from harness.trainer import Trainer
 
-LENGTHS = [3, 17, 4, 9, 5, 8, 30, 4]  # of the completions
-PROMPTS = [5, 7, 6, 5, 9, 5, 6, 5]
+LENGTHS = [3, 17, 4, 9, 0, 8, 30, 4]  # of the completions; one is masked whole, as one that was cut off can be
+PROMPTS = [5, 7, 6, 5, 5, 5, 6, 5]
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "several"])

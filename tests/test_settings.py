@@ -65,7 +65,8 @@ def test_lora_recipe_is_the_articles_with_a_learning_rate_that_learns():
 @pytest.mark.parametrize("overlay", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_parse(overlay):
     settings = read("--config", str(overlay))
-    GRPOConfig(**{**settings.training, "bf16": False, "fp16": False, "use_cpu": True})
+    config = GRPOConfig(**{**settings.training, "bf16": False, "fp16": False, "use_cpu": True})
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64  # the article's step
 
 
 def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path):
