@@ -98,7 +98,8 @@ class Checkpoints(TrainerCallback):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.signal:
-            raise Stopped(self.signal, f"{self.newest} is complete; the same command with --resume goes on")
+            on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
+            raise Stopped(self.signal, f"{self.newest} is complete; {on}")
 
 
 @contextmanager
