@@ -17,7 +17,7 @@ train: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest
 
-faults: .venv/installed  # stopped at every step, killed at every file: 5 minutes
+faults: .venv/installed  # stopped at every step, killed at every file: 4 minutes
 	.venv/bin/python -m pytest -m sweep
 
 lint: .venv/installed

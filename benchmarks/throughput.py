@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
-SHAPES = {  # vocabulary, width, MLP, layers, heads, key/value heads; parameters come to 1.54 billion and 2 million
+SHAPES = {  # vocabulary, width, MLP, layers, heads, key/value heads; parameters come to 1.54 billion and 1.5 million
     "tinyswallow": (151_936, 1536, 8960, 28, 12, 2),
     "tiny": (4_096, 128, 512, 4, 4, 2),
 }

@@ -240,6 +240,18 @@ class Answers(BaseHTTPRequestHandler):
         """The tests' output is theirs."""
 
 
+def test_a_stop_pushes_nothing(tiny, monkeypatch):
+    hub = Hub(set())
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    push = ["--training.push_to_hub", "true", "--training.hub_model_id", "me/run"]
+    stopped = broken("sigterm:reward", [*tiny, *push])
+    assert stopped.returncode == 143 and "checkpoint-" in stopped.stderr
+    assert hub.uploads == 0
+
+
 @pytest.mark.parametrize(
     ("lost", "status", "words"),
     [
