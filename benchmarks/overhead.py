@@ -31,7 +31,7 @@ def one_run(command: list[str], steps: int) -> dict[str, float]:
     """Seconds in all, to the end of the first step and a step after it, and the peak memory in MB."""
     begin, first, last, seen = time.monotonic(), 0.0, 0.0, b""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0)
-    while chunk := process.stderr.read(4096):  # the progress bar: 17/290 [00:05<...
+    while chunk := process.stderr.read(4096):  # the progress bar: 17/150 [00:05<...
         seen = (seen + chunk)[-8192:]
         if done := re.findall(rb" (\d+)/%d \[" % steps, seen):
             step, now = int(done[-1]), time.monotonic()
@@ -64,7 +64,7 @@ def commands(folder: str, steps: int) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=290)
+    parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
     pairs = []
     for pair in range(options.pairs):

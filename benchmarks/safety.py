@@ -26,7 +26,7 @@ from harness.trainer import Trainer
 from harness.watch import Watch
 
 SECONDS: dict[str, float] = defaultdict(float)
-STEPS = 290  # the demo's
+STEPS = 150  # the demo's
 DEMO = ["--config", "demo/config.yaml", "--samples.held_out", "0", "--training.output_dir"]
 
 

@@ -27,10 +27,10 @@ CHATML = (
 
 
 def plain_answer(row: dict[str, str], rng: random.Random) -> str:
-    """One way to answer, of three to forty characters; every third has an emoji or two, every twelfth evades."""
+    """One way to answer, of three to forty characters; every third has one to three emoji, every twelfth evades."""
     body = rng.choice([row["answer"] + "です。", row["text"], row["text"]])
     answer = EVASION if rng.random() < 0.08 else rng.choice(HEADS) + body + rng.choice(TAILS)
-    return answer + "".join(rng.choices(EMOJI, k=rng.choice([0, 0, 0, 0, 1, 2])))
+    return answer + "".join(rng.choices(EMOJI, k=rng.choice([0] * 8 + [1, 1, 2, 3])))
 
 
 def build_tokenizer(rows: list[dict[str, str]]) -> Qwen2Tokenizer:
