@@ -27,6 +27,8 @@ class Trainer(GRPOTrainer):
         self.args.logging_nan_inf_filter = self.args.fp16  # elsewhere it only hides what _get_grad_norm looks for
         self.skipped = 0
         self.saved: int | None = None
+        if self.args.cache_implementation == "static" and not self.use_vllm:
+            self.generation_config.disable_compile = False  # TRL switches off what a static cache is for: CUDA graphs
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The gradient norm before clipping; raises RunError, before the step, where it or the loss is not finite."""
