@@ -87,7 +87,7 @@ def main() -> None:
     print("| | plain TRL | train_grpo.py | ratio, median (range) |\n|---|---|---|---|")
     for key in pairs[0]["ours"]:
         ratios = [pair["ours"][key] / pair["plain"][key] for pair in pairs]
-        cells = [f"{statistics.median(pair[name][key] for pair in pairs):.3g}" for name in ("plain", "ours")]
+        cells = [f"{statistics.median(pair[name][key] for pair in pairs):.4g}" for name in ("plain", "ours")]
         print(
             f"| {key} | {' | '.join(cells)} | {statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f}) |"
         )

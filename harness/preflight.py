@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from packaging.version import Version
-from transformers import AutoConfig, PreTrainedConfig, TrainerState
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
@@ -22,7 +22,7 @@ from harness.exits import UserError
 from harness.guard import RewardError, score
 from harness.models import Policy, loading_problem
 from harness.plan import footprint, print_plan
-from harness.settings import Settings
+from harness.settings import Settings, check_names
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -102,6 +102,16 @@ def training_arguments(settings: Settings) -> "tuple[GRPOConfig, LoraConfig | No
         )
     except Exception as error:  # ValueError, TypeError, ImportError and more: all about a value of this section
         raise UserError(f"training: {' '.join(str(error).split())}; mend it in config.yaml") from error
+    if not isinstance(arguments.generation_kwargs, dict | None):
+        raise UserError(f"training.generation_kwargs: expected a mapping, got {arguments.generation_kwargs!r}; mend it")
+    if not arguments.use_vllm:  # vLLM refuses what it does not know; GenerationConfig keeps it, and nothing happens
+        check_names(arguments.generation_kwargs or {}, vars(GenerationConfig()), "training.generation_kwargs.")
+    mixed = (arguments.bf16 or arguments.fp16) and settings.model.get("dtype") == "float32"
+    if arguments.cache_implementation == "static" and mixed:  # it keeps values in the type of the keys
+        raise UserError(
+            "training.cache_implementation: static does not work with model.dtype float32 under training.bf16 or fp16; "
+            "set model.dtype: bfloat16, or leave it out"
+        )
     if arguments.eval_strategy != "no" and not settings.samples.held_out:
         raise UserError("training.eval_strategy: there is nothing to evaluate on; give samples.held_out some rows")
     try:

@@ -187,7 +187,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_sections(content: dict[str, Any]) -> None:
-    _check_names(content, SECTIONS, "")
+    check_names(content, SECTIONS, "")
     for section, value in content.items():
         if not isinstance(value, dict) and not (section == "lora" and value is None):
             raise UserError(f"{section}: expected a mapping, got {value!r}; see {section} in config.yaml")
@@ -214,7 +214,7 @@ def _checked(merged: dict[str, Any]) -> Settings:
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     accepted = _declare(parser, merged)
     for section, names in accepted.items():
-        _check_names(merged[section], names, section + ".")
+        check_names(merged[section], names, section + ".")
     parsed = _parsed(parser, {section: merged[section] for section in accepted})
     # Only what was asked for goes on, so that upstream's defaults stay upstream's.
     given = {section: {key: parsed[section][key] for key in merged[section]} for section in accepted}
@@ -303,14 +303,15 @@ def _checked_reward(name: str, entry: Any) -> dict[str, Any]:
             f"{where}: no such function in rewards.py{_nearest(name, functions)}; it has {', '.join(functions)}; "
             "a reward model is named by its Hub name (owner/name) or folder"
         )
-    _check_names(entry, names, where + ".")
+    check_names(entry, names, where + ".")
     parsed = _parsed(parser, entry, where + ".")
     if not math.isfinite(parsed["weight"]):
         raise UserError(f"{where}.weight: {parsed['weight']} is no weight; give a finite number")
     return {key: parsed[key] for key in entry}
 
 
-def _check_names(given: dict[str, Any], accepted: Iterable[str], prefix: str) -> None:
+def check_names(given: dict[str, Any], accepted: Iterable[str], prefix: str) -> None:
+    """Raise UserError for the first key of `given` that is not in `accepted`, with the nearest one that is."""
     for name in given:
         if name not in accepted:
             if where := MOVED.get(f"{prefix}{name}"):

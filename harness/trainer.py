@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from harness.exits import RunError
@@ -27,6 +29,8 @@ class Trainer(GRPOTrainer):
         self.args.logging_nan_inf_filter = self.args.fp16  # elsewhere it only hides what _get_grad_norm looks for
         self.skipped = 0
         self.saved: int | None = None
+        if self.args.gradient_checkpointing:
+            _hook_once(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         if self.args.cache_implementation == "static" and not self.use_vllm:
             self.generation_config.disable_compile = False  # TRL switches off what a static cache is for: CUDA graphs
 
@@ -136,6 +140,12 @@ class Trainer(GRPOTrainer):
                 f"the run is complete in {folder}, but not on the Hub ({_first_line(error)}); upload it with: "
                 f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
             ) from error
+
+
+def _hook_once(policy: PreTrainedModel) -> None:
+    """TRL switches checkpointing off and on twice a step; upstream leaves one more hook on the embedding each time."""
+    enable = policy.enable_input_require_grads
+    policy.enable_input_require_grads = lambda: getattr(policy, "_require_grads_hooks", None) or enable()
 
 
 def _tell_missed_upload(job: Future) -> None:
