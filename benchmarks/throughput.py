@@ -259,6 +259,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return print(json.dumps(one_run(*options.child, options.cap_gb)))
+    if unknown := [row for row in options.rows if row not in ROWS and not (ROOT / row).is_file()]:
+        parser.error(f"--rows: neither a row nor a recipe: {unknown[0]!r}; rows: {', '.join(ROWS)}")
     import torch
 
     rows = [row for row in options.rows if "vLLM" not in row or find_spec("vllm")]
