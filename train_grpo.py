@@ -14,7 +14,8 @@ from harness.exits import exit_status, failures_logged
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from harness.settings import parse_arguments, read_settings  # and with it rewards.py
+    from harness.command_line import parse_arguments
+    from harness.settings import read_settings  # and with it rewards.py
 
     options = parse_arguments(arguments)
     settings = read_settings(options.config, options.overrides)

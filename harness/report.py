@@ -3,83 +3,25 @@
 Nothing here may cost a run: curves take at most 0.5% of the time, and what cannot be written is a warning.
 """
 
-import html
 import json
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard, ModelCardData
 from rich.console import Console
 from rich.table import Table
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
+from harness.card import model_card, score_words
 from harness.checkpoints import write_whole
-from harness.curves import draw_curves, reward_means, reward_title
+from harness.curves import draw_curves, reward_means
 from harness.exits import RunError
 from harness.samples import answer, sample_questions
 from harness.settings import Settings
 from harness.watch import Watch
-
-CARD = """\
-# {title}
-
-{status}{base} trained with GRPO on questions of {data}, to maximise
-
-{reward_list}
-
-![The rewards, completion length and KL over the optimizer steps](reward_curves.png)
-
-## Before and after
-
-The same questions, sampled with the same settings and seed. Held-out questions were not used by GRPO; a reward of –
-needs a column that the question does not have.
-
-{samples}
-
-## Warnings of the run
-
-{warnings}
-
-## The run
-
-| | |
-|---|---|
-{facts}
-
-Every setting: [config.yaml](config.yaml); `python train_grpo.py --config` with this file repeats the run.
-
-## Use
-
-```python
-from transformers import pipeline
-
-chat = pipeline("text-generation", model="{model_id}")
-messages = [{{"role": "user", "content": {question!r}}}]
-reply = chat(messages, do_sample=True, temperature={temperature}, max_new_tokens={max_tokens})[0]["generated_text"][-1]
-print(reply["content"])
-```
-
-## Licences
-
-{licences}
-
-## Citation
-
-```bibtex
-{citation}
-```
-"""
-LICENCES = {
-    "SakanaAI/TinySwallow-1.5B-Instruct": "Apache-2.0, with the Gemma terms of use on top (its training data)",
-    "cl-nagoya/auto-wiki-qa": "cc-by-sa-4.0",
-}
 
 
 class Progress(ProgressCallback):
@@ -208,100 +150,14 @@ class Report(TrainerCallback, ExportableState):
         for side in ("question", "before", "after"):
             table.add_column(side, overflow="fold")
         for row, before, after in zip(self.rows, self.before, self.after, strict=True):
-            cells = [f"{side['completion']}\n{_score_words(side['rewards'])}" for side in (before, after)]
+            cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in (before, after)]
             table.add_row(row["prompt"][-1]["content"] + ("\n(held out)" if row["held_out"] else ""), *cells)
         Console(highlight=False, markup=False).print(table)
 
     def _write_card(self) -> None:
-        trainer, settings, args = self.trainer, self.settings, self.trainer.args
-        state, base = trainer.state, settings.model["pretrained_model_name_or_path"]
-        data = str(settings.dataset.get("data_files") or settings.dataset["path"])
-        lora = settings.lora
-        on_hub = [name for name in (base, data) if name.count("/") == 1 and not Path(name).exists()]
-        done = self.after is not None
-        gpu = torch.cuda.get_device_name() if trainer.accelerator.device.type == "cuda" else None
-        device = gpu or platform.processor() or platform.machine()
-        per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        completions = state.global_step * per_step // args.num_iterations
-        lengths = [log["completions/mean_length"] for log in state.log_history if "completions/mean_length" in log]
-        generated = completions * (sum(lengths) / len(lengths) if lengths else 0)
-        facts = {
-            "steps": f"{state.global_step:,} of {state.max_steps:,}, {completions:,} completions",
-            "time": f"{self.seconds / 60:.1f} minutes on {args.world_size} x {device}",
-            "generated": f"about {generated:,.0f} tokens",
-            "learning rate, beta": f"{args.learning_rate:g}, {args.beta:g}",
-            "completions": f"{args.num_generations} a prompt, temperature {args.temperature:g}",
-            "longest completion": f"{args.max_completion_length} tokens",
-            "weights": f"{settings.model.get('dtype', 'auto')}, {'LoRA' if lora else 'all trained'}",
-            "versions": ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets")),
-        }
-        status = "" if done else f"**Unfinished: stopped, or still running, at step {state.global_step:,}.** "
-        if self.watch.failure:
-            status = f"**Failed: {self.watch.failure}.** "
-        card = ModelCard(
-            "---\n"
-            + ModelCardData(
-                base_model=base if base in on_hub else None,
-                datasets=[data] if data in on_hub else None,
-                library_name="peft" if settings.lora else "transformers",
-                model_name=self.folder.name,
-                pipeline_tag="text-generation",
-                tags=["trl", "grpo"],
-            ).to_yaml()
-            + "\n---\n\n"
-            + CARD.format(
-                title=self.folder.name,
-                status=status,
-                base=_link(base, "", on_hub),
-                data=_link(data, "datasets/", on_hub),
-                reward_list="\n".join(
-                    f"- {entry['weight']:g} x `{name}`{_arguments(entry)}: {reward_title(name)}"
-                    + ("" if entry["weight"] else " *(watched, not trained on)*")
-                    for name, entry in settings.rewards.items()
-                ),
-                samples=self._sample_table(),
-                warnings="\n".join(f"- {warning}" for warning in self.watch.warnings) or "None.",
-                facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
-                model_id=args.hub_model_id or str(self.folder),
-                question=self.rows[0]["prompt"][-1]["content"] if self.rows else "富士山の高さは?",
-                temperature=args.temperature,
-                max_tokens=args.max_completion_length,
-                licences="\n".join(
-                    f"- {name}: {LICENCES.get(name, 'as its page or its author says; this model inherits it')}"
-                    for name in (base, data)
-                ),
-                citation=trainer._paper["citation"].strip(),
-            )
-        )
+        step, failure = self.trainer.state.global_step, self.watch.failure
+        status = "" if self.after is not None else f"**Unfinished: stopped, or still running, at step {step:,}.** "
+        status = f"**Failed: {failure}.** " if failure else status
+        samples = list(zip(self.rows, self.before, self.after or [None] * len(self.rows), strict=True))
+        card = model_card(self.trainer, self.settings, samples, self.watch.warnings, status, self.seconds)
         card.save(self.folder / "README.md")
-
-    def _sample_table(self) -> str:
-        lines = ["| question | before | after |", "|---|---|---|"]
-        for i, row in enumerate(self.rows):
-            sides = [self.before[i], self.after[i] if self.after else None]
-            cells = [
-                f"{_cell(side['completion'])}<br>*{_score_words(side['rewards'])}*" if side else "not yet"
-                for side in sides
-            ]
-            question = _cell(row["prompt"][-1]["content"]) + (" *(held out)*" if row["held_out"] else "")
-            lines.append(f"| {question} | {cells[0]} | {cells[1]} |")
-        return "\n".join(lines)
-
-
-def _arguments(entry: dict[str, Any]) -> str:
-    words = [f"{key} = {value}" for key, value in entry.items() if key != "weight"]
-    return f" ({', '.join(words)})" if words else ""
-
-
-def _score_words(scores: dict[str, float | None]) -> str:
-    return ", ".join(
-        f"{name.removesuffix('_reward')} {'–' if score is None else f'{score:.2f}'}" for name, score in scores.items()
-    )
-
-
-def _link(name: str, kind: str, on_hub: list[str]) -> str:
-    return f"[{name}](https://huggingface.co/{kind}{name})" if name in on_hub else f"`{name}`"
-
-
-def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")

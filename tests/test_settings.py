@@ -5,8 +5,9 @@ from conftest import ROOT
 from peft import LoraConfig
 from trl import GRPOConfig
 
+from harness.command_line import parse_arguments
 from harness.exits import UserError
-from harness.settings import parse_arguments, read_settings
+from harness.settings import read_settings
 
 
 def read(*arguments):
