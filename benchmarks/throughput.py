@@ -38,7 +38,7 @@ ALONE = {
         "training.per_device_train_batch_size": 64,
         "training.gradient_accumulation_steps": 1,
     },
-    "compiled decoding": {  # as in recipes/compiled.yaml
+    "compiled decoding": {  # recipes/compiled.yaml, and the cache that it gets
         "model.attn_implementation": "sdpa",
         "training.cache_implementation": "static",
         "training.generation_kwargs": {"max_cache_len": 512},
@@ -263,7 +263,10 @@ def main() -> None:
         parser.error(f"--rows: neither a row nor a recipe: {unknown[0]!r}; rows: {', '.join(ROWS)}")
     import torch
 
+    if options.cap_gb and not torch.cuda.is_available():
+        parser.error("--cap-gb: there is no GPU to cap")
     rows = [row for row in options.rows if "vLLM" not in row or find_spec("vllm")]
+    print(*(f"{row}: left out, vLLM is not installed" for row in options.rows if row not in rows), sep="\n")
     results: dict[str, list[dict]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         build_model(options.shape, folder)
@@ -290,9 +293,11 @@ def main() -> None:
         print(
             f"| {row} | " + " | ".join(cells) + f" | {middle['warm']:.0f} s | {middle['GB']:.1f} | {clock(jobs[row])} |"
         )
-    if jobs:
+    if jobs and options.shape == "tinyswallow":
         mean = min(run["mean"] for runs in results.values() for run in runs)
         roofline(options.shape, mean, options.tflops, options.tbps, min(jobs.values()))
+    if len(results) < len(rows):
+        sys.exit("not every row ran")
 
 
 def clock(seconds: float) -> str:

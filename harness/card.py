@@ -99,7 +99,7 @@ def model_card(
         "learning rate, beta": f"{args.learning_rate:g}, {args.beta:g}",
         "completions": f"{args.num_generations} a prompt, temperature {args.temperature:g}",
         "longest completion": f"{args.max_completion_length} tokens",
-        "weights": f"{settings.model.get('dtype', 'auto')}, {'LoRA' if settings.lora else 'all trained'}",
+        "weights": f"{settings.model.get('dtype') or 'auto'}, {'LoRA' if settings.lora else 'all trained'}",
         "versions": ", ".join(
             f"{package} {version(package)}" for package in ("trl", "transformers", "torch", "datasets")
         ),

@@ -40,8 +40,7 @@ def footprint(
     settings: Settings, config: PreTrainedConfig, arguments: GRPOConfig, lora: "LoraConfig | None"
 ) -> Footprint:
     """Sizes from the model's shape alone: it is built on the meta device, without weights."""
-    dtype = settings.model.get("dtype", "auto")
-    dtype = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    dtype = weights_dtype(settings, config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=arguments.trust_remote_code)
         if lora is not None:
@@ -76,6 +75,12 @@ def footprint(
     checkpoint = saved * (1 if arguments.save_only_model else 3)
     count = 0 if arguments.save_strategy == "no" else arguments.save_total_limit or 10
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
+
+
+def weights_dtype(settings: Settings, config: PreTrainedConfig) -> torch.dtype:
+    """What model.dtype comes to: `auto`, or nothing, is the type that the model was saved in."""
+    dtype = settings.model.get("dtype") or "auto"
+    return config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
 
 
 def reward_preview(settings: Settings, functions: list, dataset: Dataset) -> list[str]:
@@ -114,7 +119,7 @@ def print_plan(
     steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch)
     calls = math.ceil(steps / steps_per_call)
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
-    name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype", "auto")
+    name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], add_generation_prompt=True, tokenize=False)
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),

@@ -21,11 +21,23 @@ from harness.data import Data
 from harness.exits import UserError
 from harness.guard import RewardError, score
 from harness.models import Policy, loading_problem
-from harness.plan import footprint, print_plan
+from harness.plan import footprint, print_plan, weights_dtype
 from harness.settings import Settings, check_names
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+TRLS_OWN = {  # of GenerationConfig, what is not a training key under the same name
+    "max_new_tokens": "set training.max_completion_length",
+    "max_length": "set training.max_completion_length",
+    "max_cache_len": "it follows from prompts.max_length and training.max_completion_length",
+    "num_return_sequences": "set training.num_generations",
+    "disable_compile": "training.cache_implementation: static compiles, nothing else does",
+    **dict.fromkeys(
+        ("do_sample", "use_cache", "num_beams", "return_dict_in_generate"), "GRPO samples, and one way only"
+    ),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), "the tokenizer says which"),
+}
 
 
 def check_machine(settings: Settings) -> None:
@@ -75,6 +87,43 @@ def check_batches(training: dict[str, Any], world: int) -> None:
         _check_divides("per_device_eval_batch_size", per_device, world, factors, group)
 
 
+def check_generation_kwargs(training: dict[str, Any]) -> None:
+    """Only what TRL does not set itself, and upstream knows: the rest would be ignored, or untrue in the report."""
+    given = training.get("generation_kwargs") or {}
+    if not isinstance(given, dict):
+        raise UserError(f"training.generation_kwargs: expected a mapping, got {given!r}; mend the value")
+    for key in given:
+        if key in TRLS_OWN:
+            raise UserError(f"training.generation_kwargs.{key}: {TRLS_OWN[key]}; remove it here")
+        if key in GRPOConfig.__dataclass_fields__:
+            raise UserError(f"training.generation_kwargs.{key}: is a setting of its own; write training.{key} instead")
+    if training.get("use_vllm"):  # the arguments are vLLM's then, which refuses what it does not know
+        if training.get("cache_implementation"):
+            raise UserError(
+                "training.cache_implementation: vLLM has its own cache; leave it out, or set use_vllm: false"
+            )
+        return
+    check_names(given, vars(GenerationConfig()), "training.generation_kwargs.")
+    try:
+        GenerationConfig(cache_implementation=training.get("cache_implementation"), **given)
+    except Exception as error:  # ValueError, TypeError: a value that makes no sense
+        where = (
+            "training.cache_implementation" if "cache_implementation" in str(error) else "training.generation_kwargs"
+        )
+        raise UserError(f"{where}: {' '.join(str(error).split())[:200]}; mend it") from error
+
+
+def check_cache(settings: Settings, config: PreTrainedConfig, arguments: GRPOConfig) -> None:
+    """A static cache keeps values in the type of the keys, which autocast makes different ones; raises UserError."""
+    computed = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    if arguments.cache_implementation == "static" and computed and weights_dtype(settings, config) == torch.float32:
+        name = str(computed).removeprefix("torch.")
+        raise UserError(
+            f"training.cache_implementation: static does not work with float32 weights computed in {name}; set "
+            f"model.dtype: {name}, or leave it out"
+        )
+
+
 def _check_divides(key: str, batch: int, factor: int, factors: str, group: int) -> None:
     if batch * factor % group:
         unit = group // math.gcd(group, factor)
@@ -88,30 +137,26 @@ def _check_divides(key: str, batch: int, factor: int, factors: str, group: int) 
 def training_arguments(settings: Settings) -> "tuple[GRPOConfig, LoraConfig | None]":
     """GRPOConfig and LoraConfig of the settings; what they refuse becomes one line."""
     check_batches(settings.training, int(os.environ.get("WORLD_SIZE", 1)))
+    check_generation_kwargs(settings.training)
     if not settings.training.get("output_dir"):
         raise UserError("training.output_dir: is empty; name the folder that the run writes to")
     elsewhere = {
         key: value for key, value in settings.model.items() if key in ("revision", "subfolder", "token", "cache_dir")
     }
+    training = dict(settings.training)
+    if training.get("cache_implementation") == "static" and settings.prompts.max_length:  # so without vLLM
+        # One shape for all steps; else each prompt that is longer than all before it compiles decoding anew.
+        longest = settings.prompts.max_length + _value(training, "max_completion_length")
+        training["generation_kwargs"] = {"max_cache_len": longest, **(training.get("generation_kwargs") or {})}
     try:
         arguments = GRPOConfig(
-            **settings.training,
+            **training,
             reward_weights=[entry["weight"] for entry in settings.rewards.values()],
             trust_remote_code=settings.model.get("trust_remote_code", False),
             model_init_kwargs=elsewhere or None,  # for the reference model, which TRL loads by the policy's name
         )
     except Exception as error:  # ValueError, TypeError, ImportError and more: all about a value of this section
         raise UserError(f"training: {' '.join(str(error).split())}; mend it in config.yaml") from error
-    if not isinstance(arguments.generation_kwargs, dict | None):
-        raise UserError(f"training.generation_kwargs: expected a mapping, got {arguments.generation_kwargs!r}; mend it")
-    if not arguments.use_vllm:  # vLLM refuses what it does not know; GenerationConfig keeps it, and nothing happens
-        check_names(arguments.generation_kwargs or {}, vars(GenerationConfig()), "training.generation_kwargs.")
-    mixed = (arguments.bf16 or arguments.fp16) and settings.model.get("dtype") == "float32"
-    if arguments.cache_implementation == "static" and mixed:  # it keeps values in the type of the keys
-        raise UserError(
-            "training.cache_implementation: static does not work with model.dtype float32 under training.bf16 or fp16; "
-            "set model.dtype: bfloat16, or leave it out"
-        )
     if arguments.eval_strategy != "no" and not settings.samples.held_out:
         raise UserError("training.eval_strategy: there is nothing to evaluate on; give samples.held_out some rows")
     try:
@@ -213,12 +258,13 @@ def preflight(
 ) -> None:
     """Check what needs the data and the model's shape, then print what the run is about to do; raises UserError."""
     check_lengths(settings, policy.config, arguments, data.train)
+    check_cache(settings, policy.config, arguments)
     size = footprint(settings, policy.config, arguments, lora)
     try:
         check_rewards(list(settings.rewards), functions, data.train)
         if arguments.process_index == 0:  # which looks at the folder before it writes there
-            check_output(arguments.output_dir, size.disk, resume)
             print_plan(settings, arguments, policy, data, functions, size)
+            check_output(arguments.output_dir, size.disk, resume)
     except RewardError as error:
         raise UserError(str(error)) from error
 

@@ -40,6 +40,8 @@ def answer(trainer: GRPOTrainer, rows: list[dict[str, Any]]) -> list[dict[str, A
     batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(device)
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k}
     sampling |= {"min_p": arguments.min_p, "repetition_penalty": arguments.repetition_penalty}
+    if not arguments.use_vllm:  # whose arguments have other names
+        sampling |= {key: value for key, value in (arguments.generation_kwargs or {}).items() if key != "max_cache_len"}
     was_training = trainer.model.training
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

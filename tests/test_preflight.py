@@ -15,6 +15,7 @@ import rewards
 import train_grpo
 from harness.exits import UserError
 from harness.plan import footprint
+from harness.preflight import check_generation_kwargs
 
 
 def refused(arguments: list[str]) -> str:
@@ -80,6 +81,18 @@ def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
         (["--samples.held_out=-1"], ["samples.held_out: -1"]),
         (["--training.loss_type", "drgrpo"], ["training.loss_type: ", "did you mean dr_grpo?"]),
         (["--training.generation_kwargs", "512"], ["training.generation_kwargs: expected a mapping", "512"]),
+        (
+            ["--training.generation_kwargs", "{temperature: 1}"],
+            ["generation_kwargs.temperature: ", "training.temperature"],
+        ),
+        (["--training.generation_kwargs", "{max_new_tokens: 9}"], ["max_completion_length"]),
+        (["--training.generation_kwargs", "{max_cache_length: 9}"], ["max_cache_length: unknown"]),
+        (["--training.generation_kwargs", "{compile_config: {mode: x}}"], ["generation_kwargs: ", "CompileConfig"]),
+        (["--training.cache_implementation", "statik"], ["training.cache_implementation: ", "statik"]),
+        (
+            ["--training.cache_implementation", "static", "--training.bf16", "true", "--model.dtype", "null"],
+            ["model.dtype: bfloat16"],
+        ),
         (["--training.report_to", "wandbx"], ["training.report_to: ", "wandbx"]),
         (["--training.report_to", "wandb"], ["training.report_to: ", "wandb"]),
         (["--training.remove_unused_columns", "true"], ["training.remove_unused_columns: "]),
@@ -286,3 +299,8 @@ def test_the_real_command_line_exits_with_2_and_one_line(arguments, words, polic
 def test_help_fits_on_one_screen():
     result = subprocess.run([sys.executable, "train_grpo.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and len(result.stdout.splitlines()) <= 30
+
+
+def test_a_cache_of_its_own_is_not_vllms():
+    with pytest.raises(UserError, match="cache_implementation: vLLM"):
+        check_generation_kwargs({"use_vllm": True, "cache_implementation": "static"})
