@@ -102,7 +102,7 @@ def test_settings_that_change_the_training_refuse_to_resume(interrupted):
         train_grpo.main([*interrupted, "--resume", *changed])
     message = str(error.value)
     for words in (
-        "training.learning_rate 0.0003 -> 0.001",
+        "training.learning_rate 0.0006 -> 0.001",
         "rewards.emoji_reward.max_emoji 4 -> 2",
         "lora.r None -> 4",
         "training.eval_strategy None -> 'epoch'",

@@ -44,7 +44,7 @@ def batch(vocabulary: int) -> dict[str, torch.Tensor]:
         "completion_ids": ids[1] * completion_mask,
         "completion_mask": completion_mask,
         "advantages": torch.randn(8, generator=generator),
-        "ref_per_token_logps": torch.randn(8, 40, generator=generator) - 5,
+        "ref_per_token_logps": torch.randn(8, 40, generator=generator) - 9,  # about what a random token has
         "num_items_in_batch": completion_mask.sum(),
     }
 

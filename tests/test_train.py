@@ -18,7 +18,7 @@ import rewards
 import train_grpo
 from harness.exits import UserError
 
-WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 2}  # demo/config.yaml's
+WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 4}  # demo/config.yaml's
 
 
 def history(folder: Path) -> list[dict]:
@@ -44,7 +44,7 @@ def test_the_wrapper_changes_nothing(tiny, tmp_path, policy):
             max_steps=4,
             max_completion_length=16,
             temperature=0.9,
-            learning_rate=3e-4,
+            learning_rate=6e-4,
             beta=0.04,
             loss_type="grpo",
             reward_weights=list(WEIGHTS.values()),
