@@ -67,7 +67,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 values = {**KINDS[kind], "seed": 42 + repeat, "output_dir": f"{folder}/run"}
                 arguments = [part for key, value in values.items() for part in (f"--training.{key}", str(value))]
-                padding = "padding" if "article" in kind else "trimmed"
+                padding = "padding" if ARTICLE.keys() <= KINDS[kind].keys() else "trimmed"
                 command = [sys.executable, __file__, "--child", padding, "--config", "demo/config.yaml", *arguments]
                 begin = time.monotonic()
                 run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

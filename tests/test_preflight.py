@@ -15,7 +15,8 @@ import rewards
 import train_grpo
 from harness.exits import UserError
 from harness.plan import footprint
-from harness.preflight import check_generation_kwargs
+from harness.preflight import check_generation_kwargs, training_arguments
+from harness.settings import read_settings
 
 
 def refused(arguments: list[str]) -> str:
@@ -266,8 +267,6 @@ def test_the_footprint_of_the_articles_model():
     from transformers import Qwen2Config
     from trl import GRPOConfig
 
-    from harness.settings import read_settings
-
     settings = read_settings([], {})
     config = Qwen2Config(
         vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
@@ -299,6 +298,11 @@ def test_the_real_command_line_exits_with_2_and_one_line(arguments, words, polic
 def test_help_fits_on_one_screen():
     result = subprocess.run([sys.executable, "train_grpo.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and len(result.stdout.splitlines()) <= 30
+
+
+def test_a_static_cache_has_room_for_the_longest_prompt_and_completion():
+    settings = read_settings([str(ROOT / "demo/config.yaml")], {"training.cache_implementation": "static"})
+    assert training_arguments(settings)[0].generation_kwargs == {"max_cache_len": 256 + 64}
 
 
 def test_a_cache_of_its_own_is_not_vllms():

@@ -58,6 +58,16 @@ def test_both_sides_of_every_question_are_kept_and_scored(run):
             assert (scores["answer_reward"] is None) is not row["held_out"]  # our own questions have no answer column
 
 
+def test_samples_are_generated_with_the_runs_generation_kwargs(run, tiny, tmp_path, policy):
+    assert any("。" in row["before"]["completion"] for row in samples(run))
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    stops = [i for i in range(len(tokenizer)) if "。" in tokenizer.decode([i])]
+    train_grpo.main(
+        [*tiny, "--training.max_steps", "2", "--training.generation_kwargs", f"{{suppress_tokens: {stops}}}"]
+    )
+    assert not any("。" in row["before"]["completion"] for row in samples(tmp_path / "run"))
+
+
 def test_held_out_rows_are_not_trained_on(run, policy):
     settings = read_settings([str(run / "config.yaml")], {})
     data = load_data(settings, AutoTokenizer.from_pretrained(policy))
