@@ -8,10 +8,7 @@ A reward takes `completions` (strings, or lists of chat messages), any column of
 function here, then name it under `rewards:` in config.yaml with its weight and, if they differ, its settings.
 """
 
-import inspect
-import sys
 import unicodedata
-from collections.abc import Callable
 
 import emoji
 import numpy as np
@@ -43,27 +40,7 @@ def _normalised(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def all_rewards() -> dict[str, Callable]:
-    """Every reward of this file by name: the public functions that take `completions`."""
-    functions = {name: f for name, f in globals().items() if inspect.isfunction(f) and not name.startswith("_")}
-    return {name: f for name, f in functions.items() if "completions" in inspect.signature(f).parameters}
-
-
-def columns(reward: Callable) -> list[str]:
-    """The columns of the data set that a reward needs: its parameters without a default."""
-    parameters = inspect.signature(reward).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    return [name for name in required if name not in ("completions", "prompts")]
-
-
-def main() -> None:
-    """Score the text of the command line, or each line of stdin, with every reward that needs nothing but the text."""
-    texts = [" ".join(sys.argv[1:])] if sys.argv[1:] else sys.stdin.read().splitlines()
-    functions = {name: f for name, f in all_rewards().items() if not columns(f)}
-    print("\t".join([*functions, "characters", "text"]))
-    for text in texts:
-        print("\t".join([*(f"{f([text])[0]:.4g}" for f in functions.values()), str(len(text)), text]))
-
-
 if __name__ == "__main__":
+    from harness.rewarding import main
+
     main()

@@ -10,56 +10,56 @@ python train_grpo.py --resume                          # go on where a stopped r
 import sys
 import warnings
 
-from harness.exits import exit_status, failures_logged
+from harness.exits import exit_status, failures_logged, go_offline_without_network
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from harness.command_line import parse_arguments
-    from harness.settings import read_settings  # and with it rewards.py
+    from harness.settings import read_settings, training_arguments  # and with it rewards.py
 
-    options = parse_arguments(arguments)
-    settings = read_settings(options.config, options.overrides)
-    if options.print_config:
-        return print(settings.as_yaml(), end="")
+    settings = read_settings(arguments, description=__doc__)
 
-    # These imports take seconds; a mistake in the settings has been told before them.
-    from transformers import AutoModelForCausalLM
+    # These imports take seconds; a mistake in the settings has been reported before them.
+    from transformers import AutoModelForCausalLM, ProgressCallback
 
+    from harness.check import check_machine, check_run
     from harness.checkpoints import Checkpoints, check_same_run, newest_complete, sole_run
-    from harness.data import load_data
-    from harness.models import build_rewards, load_policy, load_reward_model
-    from harness.preflight import check_machine, preflight, training_arguments
-    from harness.report import Report
+    from harness.loading import load_data, load_policy, load_reward_model
+    from harness.report import Progress, Report
+    from harness.rewarding import build_rewards
     from harness.trainer import Trainer
 
-    if options.resume:
-        check_same_run(settings)
     check_machine(settings)
     args, lora = training_arguments(settings)
-    policy = load_policy(settings.model)
+    if settings.resume:
+        check_same_run(settings, args.output_dir)
+    policy = load_policy(settings)
     data = load_data(settings, policy.tokenizer)
-    reward_functions = build_rewards(settings.rewards)
-    preflight(settings, args, lora, policy, data, reward_functions, options.resume)
-    if options.check:
+    rewards = build_rewards(settings.rewards)
+    check_run(settings, args, lora, policy, data, rewards)
+    if settings.check:
         return
 
     with sole_run(args), failures_logged(args.output_dir):
         with args.main_process_first():
-            checkpoint = newest_complete(args.output_dir) if options.resume else None
+            checkpoint = newest_complete(args.output_dir) if settings.resume else None
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": policy.attention}),
-            reward_funcs=[load_reward_model(f) if isinstance(f, str) else f for f in reward_functions],
+            reward_funcs=[load_reward_model(reward) if isinstance(reward, str) else reward for reward in rewards],
             args=args,
             train_dataset=data.train,
             eval_dataset=data.held_out if args.eval_strategy != "no" else None,
             processing_class=policy.tokenizer,
             peft_config=lora,
         )
-        report = Report(trainer, settings, data.held_out, options.resume)
-        trainer.add_callback(Checkpoints(args))
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
-        trainer.save_state()
+        report, checkpoints = Report(trainer, settings, data.held_out), Checkpoints(trainer, checkpoint)
+        trainer.remove_callback(ProgressCallback)
+        for callback in (Progress(), report.watch, report, checkpoints):
+            trainer.add_callback(callback)
+        report.begin()
+        with checkpoints.full_disk_reported():
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
+            trainer.save_state()
         report.finish()
         if args.push_to_hub:
             trainer.push_to_hub()
@@ -67,4 +67,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
+    go_offline_without_network()
     sys.exit(exit_status(main))

@@ -1,10 +1,9 @@
-"""Checkpoints: one counts only with its manifest, which is written last; resuming takes the newest that still matches.
+"""Checkpoints: one counts only with its manifest, which is written last; resuming takes the newest that is whole.
 
 TRL and transformers write and read them; but they write in place, take the highest number for the newest, check
 nothing, and start a fresh optimizer where its file is missing.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -13,50 +12,59 @@ import platform
 import shutil
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainingArguments
 
-from harness.exits import Stopped, UserError
+from harness.exits import RunError, Stopped, UserError, first_line
 from harness.settings import Settings
+from harness.trainer import Trainer
 
 MANIFEST = "manifest.json"
-# What may differ between a run and its continuation; everything else changes what is trained. Evaluation does, as it
-# samples from the same random state.
-FREE = (
-    "logging_",
-    "save_",
-    "report_to",
-    "run_name",
-    "hub_",
-    "push_to_hub",
-    "log_",
-    "disable_tqdm",
-    "output_dir",
-)
+DISK_FULL = ("No space left", "Disk quota", "unexpected pos", "PytorchStreamWriter")  # the last two are torch.save's
+FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it will not find a scale
+# What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
+# samples from the same random state).
+FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "log_", "disable_tqdm", "output_dir")
 
 
 class Checkpoints(TrainerCallback):
-    """Seals each checkpoint once saved, then deletes those over `save_total_limit`; SIGTERM and Ctrl-C stop the run.
+    """Keeps a run from being lost, in one callback so that no order of callbacks matters.
 
-    A stop finishes the optimizer step that it falls into, saves, and raises Stopped where training ends. A second
-    signal ends the process at once. Hashing goes on beside the training.
+    A step whose gradient is not finite is not taken. After SIGTERM or Ctrl-C the optimizer step is finished, a
+    checkpoint saved, and Stopped raised; a second signal ends the process at once. Each checkpoint gets its manifest,
+    hashed beside the training; only then those over `save_total_limit` are deleted. A resumed run goes on where it was.
     """
 
-    def __init__(self, arguments: TrainingArguments):
-        self.limit, arguments.save_total_limit = arguments.save_total_limit, None  # Trainer deletes before we can seal
+    def __init__(self, trainer: Trainer, resumed_from: Path | None):
+        self.trainer, self.resumed_from = trainer, resumed_from
         self.sealing = ThreadPoolExecutor(1)
-        self.sealed = self.sealing.submit(lambda: None)
+        self.sealed: Future | None = None
+        self.saved = 0  # the step of the newest checkpoint that is written whole
+        self.skipped = 0
+        self.uploads: list[Future] = []
         self.signal: int | None = None
-        self.newest = "no checkpoint"
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.limit, args.save_total_limit = (
+            args.save_total_limit,
+            None,
+        )  # or upstream would delete before we have sealed
+        if self.resumed_from is None:
+            return
+        self.trainer.load_generation_batch(self.resumed_from)
+        if args.shuffle_dataset:
+            batches = train_dataloader.batch_sampler
+            sampler = getattr(batches, "batch_sampler", batches).sampler  # inside, where there are several processes
+            for _ in range(int(state.epoch)):  # each epoch draws its order from the same generator
+                torch.randperm(len(self.trainer.train_dataset), generator=sampler.generator)
 
     def _stop(self, number, frame):
         self.signal = number
@@ -64,6 +72,15 @@ class Checkpoints(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
         # Not print(), which may be what the signal has interrupted.
         os.write(2, b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n")
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        self.skipped = 0 if norm.isfinite() else self.skipped + 1
+        if self.skipped > (FP16_SKIPS if args.fp16 else 0):
+            raise RunError(
+                f"step {state.global_step + 1}: the gradient norm is {float(norm):g}; the step was not taken; go on "
+                "with --resume, or start anew with a lower training.learning_rate"
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         stop = torch.tensor(self.signal or 0, device=args.device)
@@ -74,32 +91,64 @@ class Checkpoints(TrainerCallback):
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save &= self.saved != state.global_step  # by a stop in the epoch's last step
+
     def on_save(self, args, state, control, **kwargs):
+        if not args.save_only_model:
+            self.trainer.save_generation_batch(_checkpoint(args.output_dir, state.global_step))
         args.distributed_state.wait_for_everyone()  # each process saves its own random state
-        self.newest = f"checkpoint-{state.global_step}"
+        self.saved = state.global_step
         if state.is_world_process_zero:
-            self.sealed.result()
-            self.sealed = self.sealing.submit(
-                self._seal, args.output_dir, state.global_step, state.best_model_checkpoint
-            )
+            if self.sealed:
+                self.sealed.result()
+            self.sealed = self.sealing.submit(self._seal, args.output_dir, self.saved, state.best_model_checkpoint)
+            self._report_lost_uploads()
         if self.signal and args.world_size == 1:  # it came while saving, so there is nothing more to finish
             control.should_training_stop = True
 
     def _seal(self, output_dir: str, step: int, best: str | None) -> None:
-        seal(Path(output_dir) / f"checkpoint-{step}")
-        if self.limit:
-            for old in _numbered(output_dir)[: -self.limit]:
-                if str(old) != best:
-                    shutil.rmtree(old)
+        seal(_checkpoint(output_dir, step))
+        for old in _numbered(output_dir)[: -self.limit] if self.limit else ():
+            if str(old) != best:
+                shutil.rmtree(old)
+
+    def _report_lost_uploads(self) -> None:
+        """An upload in mid-run goes on in the background; upstream says nothing of one that fails."""
+        for job in getattr(self.trainer.push_in_progress, "jobs", []) if self.trainer.args.push_to_hub else ():
+            if job not in self.uploads:
+                self.uploads.append(job)
+                job.add_done_callback(_report_lost_upload)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.sealed.result()
+        if self.sealed:
+            self.sealed.result()
         args.distributed_state.wait_for_everyone()  # a launcher ends all processes once one has ended
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.signal:
             on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
-            raise Stopped(self.signal, f"{self.newest} is complete; {on}")
+            raise Stopped(self.signal, f"checkpoint-{self.saved} is complete; {on}")
+
+    @contextmanager
+    def full_disk_reported(self) -> Iterator[None]:
+        """One line for what torch or safetensors say when the disk is full; no half-written checkpoint stays."""
+        try:
+            yield
+        except Exception as error:
+            if not any(words in str(error) for words in DISK_FULL):
+                raise
+            trainer, folder = self.trainer, self.trainer.args.output_dir
+            state = trainer.optimizer.state.values() if trainer.optimizer else ()
+            tensors = [*trainer.model.parameters(), *(t for v in state for t in v.values() if torch.is_tensor(t))]
+            needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
+            newest = _checkpoint(folder, trainer.state.global_step)
+            if newest.name != f"checkpoint-{self.saved}" and not (newest / MANIFEST).exists():
+                shutil.rmtree(newest, ignore_errors=True)
+            raise RunError(
+                f"{folder}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older checkpoints "
+                "are intact; make room and go on with --resume"
+            ) from error
 
 
 @contextmanager
@@ -110,20 +159,21 @@ def sole_run(args: TrainingArguments) -> Iterator[None]:
         return
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "_lock").open("a+") as file:  # what begins with _ is never uploaded
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            problem = f"in use by another run ({file.read().strip()})"
-            if not isinstance(error, BlockingIOError):
-                problem = f"on a file system without locks ({error.strerror})"
-            raise UserError(
-                f"training.output_dir: {args.output_dir} is {problem}; choose another with --training.output_dir"
-            ) from error
-        file.truncate(0)
-        print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+    lock, holder = FileLock(folder / "_lock"), folder / "_lock_holder"  # what begins with _ is never uploaded
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError) as error:
+        by = (
+            f"in use by another run ({holder.read_text()})"
+            if isinstance(error, Timeout)
+            else f"not to be locked: {error}"
+        )
+        raise UserError(f"training.output_dir: {folder} is {by}; choose another with --training.output_dir") from None
+    holder.write_text(f"process {os.getpid()} on {platform.node()}")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def seal(checkpoint: Path) -> None:
@@ -182,9 +232,9 @@ def newest_complete(output_dir: str) -> Path:
     )
 
 
-def check_same_run(settings: Settings) -> None:
+def check_same_run(settings: Settings, output_dir: str) -> None:
     """Refuse to continue a run with settings that change what is trained; raises UserError with old and new values."""
-    path = Path(settings.training["output_dir"]) / "config.yaml"
+    path = Path(output_dir) / "config.yaml"
     try:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -193,7 +243,7 @@ def check_same_run(settings: Settings) -> None:
         old = None
     if not isinstance(old, dict):
         raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
-    old, new = _flat(old), _flat(settings.merged)
+    old, new = _flat(old), _flat(settings.given)
     differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
     if differ:
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
@@ -212,9 +262,18 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _numbered(output_dir: str) -> list[Path]:
-    """The checkpoints, oldest first; what somebody has renamed is theirs."""
+    """The checkpoints, oldest first; a folder that the user has renamed is left alone."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _checkpoint(output_dir: str, step: int) -> Path:
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
+def _report_lost_upload(job: Future) -> None:
+    if error := job.exception():
+        print(f"warning: an upload to the Hub failed ({first_line(error)}); the next one repeats it", flush=True)
 
 
 def _sha256(path: Path) -> str:

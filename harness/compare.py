@@ -1,8 +1,10 @@
-"""Lay the curves of several runs over each other, and print what each of them reached.
+"""Print what several runs reached, and lay their curves over each other.
 
-python -m harness.compare outputs/a outputs/b [...]        # -> comparison.png and a table
+python -m harness.compare outputs/a outputs/b [...]                   # a table: means of the last 20 steps
+python -m harness.compare outputs/a outputs/b -o comparison.png       # and a picture
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -11,14 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.curves import draw_curves
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python PATH/harness/compare.py` from any folder
+from harness.curves import draw_curves, reward_means
 from harness.exits import UserError
-from harness.settings import read_settings
 
 
-def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict]]:
-    """(log history, the section `rewards`) of a run's folder; raises UserError where it holds no readable run."""
-    state, config = folder / "trainer_state.json", folder / "config.yaml"
+def read_run(folder: Path) -> list[dict[str, Any]]:
+    """The log history of a run's folder; raises UserError where it holds no readable run."""
+    state = folder / "trainer_state.json"
     if not state.exists():
         states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
         if not states:
@@ -30,39 +32,39 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict]]:
         raise UserError(f"{state}: not readable ({error}); the file is damaged, name another run") from error
     if not any("reward" in log for log in history):
         raise UserError(f"{state}: no reward was logged; train for at least logging_steps steps")
-    return history, read_settings([str(config)], {}).rewards if config.exists() else {}
+    return history
 
 
-def main(folders: list[str]) -> None:
-    if not folders:
-        raise UserError("compare: no run named; write python -m harness.compare outputs/a outputs/b")
-    runs = {folder: read_run(Path(folder)) for folder in folders}
-    histories = {folder: [log for log in history if "reward" in log] for folder, (history, _) in runs.items()}
-    names = list(dict.fromkeys(name for _, entries in runs.values() for name in entries))
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="the output_dir of a run")
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="draw the curves into this file")
+    options = parser.parse_args(arguments)
+    runs = {str(folder): read_run(folder) for folder in options.folders}
+    histories = {folder: [log for log in history if "reward" in log] for folder, history in runs.items()}
+    names = dict.fromkeys(name for history in histories.values() for log in history for name in reward_means(log))
     table = Table(title="Mean of the last 20 steps", show_edge=False)
-    short = [name.removesuffix("_reward") for name in names]
-    for column in ("run", *short, "total", "chars", "KL", "minutes"):
+    for column in ("run", *(name.removesuffix("_reward") for name in names), "total", "chars", "KL", "minutes"):
         table.add_column(column, overflow="fold")
+    keys = [*(f"rewards/{name}/mean" for name in names), "reward", "completions/mean_characters", "kl"]
     for folder, history in histories.items():
         last = [log for log in history if log["step"] > history[-1]["step"] - 20]
-
-        def mean(key: str, last=last) -> str:
-            values = [log[key] for log in last if log.get(key) is not None]
-            return f"{sum(values) / len(values):.2f}" if values else "–"
-
-        seconds = [log["train_runtime"] for log in runs[folder][0] if "train_runtime" in log]
-        scores = [mean(f"rewards/{name}/mean") for name in names]
-        others = [mean("reward"), mean("completions/mean_characters"), mean("kl")]
-        table.add_row(folder, *scores, *others, f"{seconds[-1] / 60:.1f}" if seconds else "–")
+        columns = [[log[key] for log in last if log.get(key) is not None] for key in keys]
+        means = [f"{sum(values) / len(values):.2f}" if values else "–" for values in columns]
+        seconds = [log["train_runtime"] for log in runs[folder] if "train_runtime" in log]
+        table.add_row(folder, *means, f"{seconds[-1] / 60:.1f}" if seconds else "–")
     Console().print(table)
-    entries = {name: entry for _, entries in runs.values() for name, entry in entries.items()}
-    draw_curves(histories, entries, Path("comparison.png"))
-    print("curves: comparison.png")
+    if options.output:
+        try:
+            draw_curves(histories, {}, options.output)
+        except (OSError, ValueError) as error:  # a folder that is not there, a format that is none
+            raise UserError(f"{options.output}: {error}; name another file") from error
+        print(f"curves: {options.output}")
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,5 @@
 """Curves: the article's figure, for one run or for several laid over each other."""
 
-import inspect
 import os
 import re
 import textwrap
@@ -9,17 +8,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-import rewards
-
-Entries = dict[str, dict[str, Any]]  # the section `rewards` of the settings
+from harness.rewarding import reward_functions, title
 
 
-def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: Path) -> None:
+def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[str, Any]], path: Path) -> None:
     """Each reward, the total, completion length and KL over the optimizer steps; a single run with its spread.
 
     Args:
         runs: `log_history` of `trainer_state.json` by the run's name.
-        entries: the rewards' weights (shown for a single run) and the target length.
+        entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
     runs = {run: [log for log in history if "reward" in log] for run, history in runs.items()}
@@ -33,7 +30,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
     ]
     rows, alone = -(-len(panels) // 2), len(runs) == 1
     figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
-    for axes, (key, title, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
+    for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
         for run, history in runs.items():
             points = [log for log in history if log.get(key) is not None]
             steps, values = [log["step"] for log in points], [log[key] for log in points]
@@ -41,14 +38,10 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
             if spread and alone:
                 low, high = ([log[key] + sign * (log[spread] or 0) for log in points] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
-        if key == "completions/mean_characters" and "length_reward" in entries:
-            default = inspect.signature(rewards.length_reward).parameters["target_length"].default
-            target = entries["length_reward"].get("target_length", default)
-            axes.axhline(target, color="black", linestyle="--", linewidth=1, label=f"target {target}")
-        if title in entries:  # a reward's unit is what its docstring says first
-            axes.set_ylabel(textwrap.shorten(re.split("[,;:]", reward_title(title))[0], 44), fontsize=7)
-        weight = f" (weight {entries[title]['weight']:g})" if alone and title in entries else ""
-        axes.set_title(title + weight, fontsize=10, loc="left")
+        if heading in reward_functions():  # a reward's unit is what its docstring says first
+            axes.set_ylabel(textwrap.shorten(re.split("[,;:]", title(heading))[0], 44), fontsize=7)
+        weight = f" (weight {entries[heading]['weight']:g})" if alone and heading in entries else ""
+        axes.set_title(heading + weight, fontsize=10, loc="left")
         axes.set_xlabel("optimizer step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
@@ -64,9 +57,3 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: Entries, path: P
 def reward_means(log: dict[str, float]) -> dict[str, float]:
     """The mean of each reward in one log of TRL's, by the reward's name."""
     return {key.split("/")[1]: log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")}
-
-
-def reward_title(name: str) -> str:
-    """What a reward measures, in its own words: the first line of its docstring."""
-    function = rewards.all_rewards().get(name)
-    return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"

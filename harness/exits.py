@@ -1,15 +1,21 @@
-"""How a run ends: 0 done, 2 it cannot work, 1 it failed on the way, 130 Ctrl-C, 143 SIGTERM; never a bare traceback."""
+"""How a run begins and ends as a process: exit status 0 done, 2 it cannot work, 1 it failed on the way, 128 + N stopped
+by signal N; an error is one line on stderr.
+"""
 
+import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 
 class UserError(Exception):
-    """Something the user can mend: `WHERE: WHAT; WHAT TO DO`, in one line."""
+    """Something the user can fix: `WHERE: WHAT; WHAT TO DO`, in one line."""
 
 
 class RunError(Exception):
@@ -17,11 +23,16 @@ class RunError(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped the run; not an Exception, so that nothing on the way takes it for a failure."""
+    """A signal stopped the run; no Exception, so that code on the way does not handle it as a failure."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.number = number
+
+
+def first_line(error: BaseException) -> str:
+    """`ValueError: the first line of its message`, at most 160 characters of it."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 @contextmanager
@@ -37,7 +48,7 @@ def failures_logged(folder: str) -> Iterator[None]:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             log = f"traceback: {log}"
-        except OSError as problem:  # a full disk, say: then the terminal has to do
+        except OSError as problem:  # a full disk, for example: print the traceback instead
             traceback.print_exc()
             log = f"no traceback in {log}: {problem.strerror}"
         words = " ".join(str(error).split()) or type(error).__name__
@@ -48,7 +59,7 @@ def failures_logged(folder: str) -> Iterator[None]:
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Run `main` and tell what stopped it, if anything did."""
+    """Run `main`, print what stopped it, if anything did, and return the exit status."""
 
     def stop(number, frame):
         raise Stopped(number, "outside of training; --resume goes on from the newest checkpoint, if there is one")
@@ -61,7 +72,7 @@ def exit_status(main: Callable[[], None]) -> int:
         if isinstance(error, RunError):
             from tqdm import tqdm
 
-            for bar in list(getattr(tqdm, "_instances", [])):  # else they are drawn once more, below the error
+            for bar in list(getattr(tqdm, "_instances", [])):  # or they would be drawn once more, below the error
                 bar.close()
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -69,3 +80,17 @@ def exit_status(main: Callable[[], None]) -> int:
         print(f"\nstopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
         return 128 + stopped.number
     return 0
+
+
+def go_offline_without_network() -> None:
+    """Set HF_HUB_OFFLINE where the Hub's name does not resolve: upstream would retry for half a minute a file.
+
+    To be called before huggingface_hub is imported, which reads it then.
+    """
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if "HF_HUB_OFFLINE" in os.environ or getproxies():  # a proxy resolves names for us
+        return
+    try:
+        socket.getaddrinfo(endpoint, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,13 +1,16 @@
 """Scoring tokens without the padding: rows of like length go through the model together, cut to the longest.
 
 TRL pads a whole generation batch to its longest completion and keeps that width through the reference, old-policy and
-training passes. Each token's log-probability is the same without it, up to the rounding of a matrix product.
+training passes. Without the padding each token's log-probability is the same, up to the rounding of a matrix product:
+padding on the right is never looked at, and padding on the left only shifts the positions. Where positions are absolute
+(GPT-2), a shift counts, so the left is cut only where they are relative.
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
 
 
 def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.Tensor]:
@@ -29,14 +32,28 @@ def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.T
     return [*groups, order[begin:]]
 
 
+def positions_are_relative(config: PreTrainedConfig) -> bool:
+    """Whether a model sees only the distance between two tokens (rotary, ALiBi), so that both may be shifted."""
+    text = config.get_text_config()
+    return hasattr(text, "rope_parameters") or getattr(text, "alibi", False)
+
+
 def without_padding(
-    score: Callable, groups: list[torch.Tensor], model, ids: torch.Tensor, mask: torch.Tensor, keep: int, entropy: bool
+    score: Callable,
+    groups: list[torch.Tensor],
+    model,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    keep: int,
+    entropy: bool,
+    cut_left: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """`score`, GRPOTrainer._get_per_token_logps_and_entropies, on each group cut to its own tokens.
 
     Args:
         ids, mask: (batch, tokens), prompts padded on the left, completions on the right.
         keep: how many of the last tokens are completion.
+        cut_left: see positions_are_relative.
 
     Returns log-probabilities and entropies, (batch, keep), in the order of `ids`; 0 where a completion is padding.
     """
@@ -44,7 +61,8 @@ def without_padding(
     for group in groups:
         used = mask[group].any(0).nonzero()
         # One column of completion stays, for rows of which mask_truncated_completions leaves nothing.
-        left, right = int(used[0]), min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
+        left = int(used[0]) if cut_left else 0
+        right = min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
         cut = slice(left, mask.shape[1] - right)
         logps, entropies, _ = score(model, ids[group, cut], mask[group, cut], keep - right, compute_entropy=entropy)
         scores.append([F.pad(values, (0, right)) for values in ((logps, entropies) if entropy else (logps,))])

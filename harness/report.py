@@ -19,6 +19,7 @@ from harness.card import model_card, score_words
 from harness.checkpoints import write_whole
 from harness.curves import draw_curves, reward_means
 from harness.exits import RunError
+from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
 from harness.settings import Settings
 from harness.watch import Watch
@@ -51,38 +52,36 @@ def log_line(args, state, logs: dict[str, float]) -> str:
 class Report(TrainerCallback, ExportableState):
     """Writes reward_curves.png, samples.jsonl, README.md and config.yaml into `training.output_dir`.
 
-    Made before training, when the policy is still untrained: it answers the sample questions then.
+    `begin` is to be called before training, `finish` after it, both on every process.
     """
 
-    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset, resumed: bool):
+    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset):
         self.trainer, self.settings = trainer, settings
         weights = [entry["weight"] for entry in settings.rewards.values()]
-        self.watch = Watch(trainer, dict(zip(trainer.reward_func_names, weights, strict=True)))
+        self.watch = Watch(dict(zip(trainer.reward_func_names, weights, strict=True)))
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, held_out)
+        self.before: list[dict[str, Any]] = []
+        self.after: list[dict[str, Any]] | None = None
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
-        self.before, self.after = (resumed and self._read_before()) or answer(trainer, self.rows), None
-        # TRL calls this at every save and push; its own card shows neither rewards nor samples.
-        trainer.create_model_card = self.write
-        trainer.remove_callback(ProgressCallback)
-        for callback in (Progress(), self.watch, self):
-            trainer.add_callback(callback)
+
+    def begin(self) -> None:
+        """Ask the untrained policy the questions, unless a run that is resumed now did so, and write a first card."""
+        self.watch.look_at_untrained(self.trainer.model)
+        self.before = (self.settings.resume and self._read_before()) or answer(self.trainer, self.rows)
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / "config.yaml", settings.as_yaml())
+            write_whole(self.folder / "config.yaml", self.settings.as_yaml())
             self.write()
 
     def _read_before(self) -> list[dict[str, Any]] | None:
-        """The untrained policy's answers, from when a run that is now resumed was started, if the questions match."""
-        path = self.folder / "samples.jsonl"
-        if not path.exists():
-            return None
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError:
-            return None  # half a file; the untrained policy is here to be asked again
+            text = (self.folder / "samples.jsonl").read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines()]
+        except (OSError, ValueError):
+            return None  # missing, or half a file; the untrained policy is here to be asked again
         questions = [row["prompt"][-1]["content"] for row in self.rows]
         return [line["before"] for line in lines] if [line["question"] for line in lines] == questions else None
 
@@ -101,11 +100,14 @@ class Report(TrainerCallback, ExportableState):
         if self.main and time.monotonic() > self.next_drawing:
             self._attempt(self._draw)
 
-    def finish(self) -> None:
-        """Ask again, write everything, print before and after; raises RunError where nothing was learned.
+    def on_save(self, args, state, control, **kwargs):
+        self.write()
 
-        Every process has to call this.
-        """
+    def on_push_begin(self, args, state, control, **kwargs):
+        self.write()
+
+    def finish(self) -> None:
+        """Ask again, write everything, print before and after; raises RunError where nothing was learned."""
         self._attempt(self._ask_again)
         self.next_drawing = 0.0
         self.write()
@@ -114,7 +116,7 @@ class Report(TrainerCallback, ExportableState):
         if self.watch.failure:
             raise RunError(self.watch.failure)
 
-    def write(self, *_: Any, **__: Any) -> None:
+    def write(self) -> None:
         """The curves, samples.jsonl and the model card as of now."""
         if self.main:
             for part in (self._write_samples, self._write_card):
@@ -126,7 +128,8 @@ class Report(TrainerCallback, ExportableState):
         try:
             part()
         except Exception as error:  # a report is never worth a run
-            self.watch.warn(part.__name__, f"the report is incomplete: {type(error).__name__}: {error}")
+            message = f"the report is incomplete: {type(error).__name__}: {error}"
+            self.watch.warn(part.__name__, self.trainer.state.global_step, message, self.main)
 
     def _ask_again(self) -> None:
         self.after = answer(self.trainer, self.rows)
@@ -136,28 +139,38 @@ class Report(TrainerCallback, ExportableState):
         draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
         self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
 
+    def _samples(self) -> list[dict[str, Any]]:
+        """Each question, the columns that the rewards compare it with, and the answers to it."""
+        functions = [reward_functions()[name] for name in self.settings.rewards if name in reward_functions()]
+        known = {column for function in functions for column in columns(function)}
+        return [
+            {
+                "question": row["prompt"][-1]["content"],
+                "held_out": row["held_out"],
+                **{column: row[column] for column in sorted(known & set(row))},
+                "before": self.before[i],
+                "after": self.after[i] if self.after else None,
+            }
+            for i, row in enumerate(self.rows)
+        ]
+
     def _write_samples(self) -> None:
-        lines = []
-        for i, row in enumerate(self.rows):
-            sides = {"before": self.before[i], "after": self.after[i] if self.after else None}
-            known = {"answer": row["answer"]} if "answer" in row else {}
-            line = {"question": row["prompt"][-1]["content"], "held_out": row["held_out"], **known, **sides}
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self._samples()]
         write_whole(self.folder / "samples.jsonl", "".join(lines))
 
     def _print_samples(self) -> None:
         table = Table(title="Before and after", show_lines=True)
         for side in ("question", "before", "after"):
             table.add_column(side, overflow="fold")
-        for row, before, after in zip(self.rows, self.before, self.after, strict=True):
-            cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in (before, after)]
-            table.add_row(row["prompt"][-1]["content"] + ("\n(held out)" if row["held_out"] else ""), *cells)
+        for sample in self._samples():
+            sides = [sample[side] for side in ("before", "after")]
+            cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in sides]
+            table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
         Console(highlight=False, markup=False).print(table)
 
     def _write_card(self) -> None:
         step, failure = self.trainer.state.global_step, self.watch.failure
         status = "" if self.after is not None else f"**Unfinished: stopped, or still running, at step {step:,}.** "
         status = f"**Failed: {failure}.** " if failure else status
-        samples = list(zip(self.rows, self.before, self.after or [None] * len(self.rows), strict=True))
-        card = model_card(self.trainer, self.settings, samples, self.watch.warnings, status, self.seconds)
+        card = model_card(self.trainer, self.settings, self._samples(), self.watch.warnings, status, self.seconds)
         card.save(self.folder / "README.md")

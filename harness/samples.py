@@ -7,8 +7,7 @@ from datasets import Dataset
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-import rewards
-from harness.guard import score
+from harness.rewarding import columns, reward_functions, score
 from harness.settings import Settings
 
 
@@ -38,10 +37,10 @@ def answer(trainer: GRPOTrainer, rows: list[dict[str, Any]]) -> list[dict[str, A
         **(arguments.chat_template_kwargs or {}),
     )
     batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(device)
-    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k}
-    sampling |= {"min_p": arguments.min_p, "repetition_penalty": arguments.repetition_penalty}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+    sampling = {name: getattr(arguments, name) for name in names}
     if not arguments.use_vllm:  # whose arguments have other names
-        sampling |= {key: value for key, value in (arguments.generation_kwargs or {}).items() if key != "max_cache_len"}
+        sampling |= arguments.generation_kwargs or {}
     was_training = trainer.model.training
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -80,9 +79,9 @@ def _scores(trainer: GRPOTrainer, row: dict[str, Any], completion: str) -> dict[
                 trainer.accelerator.device
             )
             scores[name] = function(**inputs).logits[0, 0].item()
-        elif set(rewards.columns(rewards.all_rewards()[name])) <= set(row):
-            columns = {key: [value] for key, value in row.items() if key not in ("prompt", "held_out")}
-            scores[name] = score(function, [row["prompt"]], [messages], columns, trainer.state)[0]
+        elif set(columns(reward_functions()[name])) <= set(row):
+            others = {key: [value] for key, value in row.items() if key not in ("prompt", "held_out")}
+            scores[name] = score(function, [row["prompt"]], [messages], others, trainer.state)[0]
         else:
             scores[name] = None  # it needs a column that a question of our own does not have
     return scores

@@ -1,34 +1,36 @@
-"""Settings: config.yaml, the files and values laid over it, checked against upstream's own signatures."""
+"""Settings: config.yaml, and files and values over it; every key is an argument of what its section is passed to."""
 
-import copy
+import argparse
 import difflib
+import functools
 import inspect
 import math
-import os
+import operator
 import re
-import socket
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader
+from jsonargparse import ArgumentParser
+from jsonargparse import typing as kinds
 
 from harness.exits import UserError
-
-try:
-    import rewards
-except Exception as error:  # whatever a mistake in the user's own file raises
-    place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-    raise UserError(f"rewards.py{place}: does not import ({type(error).__name__}: {error}); mend it") from error
+from harness.rewarding import columns, reward_functions, why_no_reward
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
-MOVED = {
+HELP = """\
+sections of config.yaml, and where their keys are documented:
+  model      transformers AutoModelForCausalLM.from_pretrained   training   trl GRPOConfig
+  dataset    datasets load_dataset                               lora       peft LoraConfig
+  prompts, rewards, samples                                      the comments in config.yaml
+  (every training key: python -c "from trl import GRPOConfig; help(GRPOConfig)")
+"""
+MOVED = {  # upstream's keys that are set elsewhere here
     "training.max_prompt_length": "TRL has dropped it; set prompts.max_length, which drops longer prompts",
     "training.reward_weights": "set the weight of each entry of rewards",
     "training.model_init_kwargs": "set them in the section model",
@@ -36,25 +38,17 @@ MOVED = {
     "training.remove_unused_columns": "leave it out; the rewards need the data's columns",
     "training.resume_from_checkpoint": "run the same command with --resume",
 }
-
-
-# What upstream would find out late, or never: the smallest value that means something, and the words that are known.
-AT_LEAST = {
-    "prompts": {"limit": 1, "max_length": 1},
-    "samples": {"held_out": 0},
-    "training": {
-        **dict.fromkeys(
-            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1
-        ),
-        **dict.fromkeys(("steps_per_generation", "num_iterations", "max_completion_length", "save_total_limit"), 1),
-        **dict.fromkeys(("learning_rate", "temperature", "num_train_epochs", "logging_steps", "save_steps"), 1e-12),
-        **{"num_generations": 2, "beta": 0},
-    },
+# Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
+STRICTER = {
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
+    "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
+    "temperature num_train_epochs logging_steps save_steps": kinds.PositiveFloat,
+    "learning_rate beta": kinds.NonNegativeFloat,
+    "output_dir": kinds.NotEmptyStr,
 }
-ONE_OF = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
-    "scale_rewards": ("group", "batch", "none"),
-}
+ONE_WORD_OF = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
+# For the parser, to which a dot is a level and a hyphen an underscore, in a reward model's name.
+ESCAPED, PLAIN = str.maketrans(".-", "\u2024\u2010"), str.maketrans("\u2024\u2010", ".-")
 
 
 @dataclass
@@ -63,8 +57,8 @@ class Prompts:
 
     column: str
     system: str | None = None
-    max_length: int | None = None
-    limit: int | None = None
+    max_length: kinds.PositiveInt | None = None
+    limit: kinds.PositiveInt | None = None
     drop_empty: bool = False
 
 
@@ -73,12 +67,15 @@ class Samples:
     """What is asked before and after training; see config.yaml."""
 
     questions: list[str]
-    held_out: int = 0
+    held_out: kinds.NonNegativeInt = 0
 
 
 @dataclass
 class Settings:
-    """The sections of config.yaml, values parsed to upstream's types; `merged` is the same as YAML would hold it."""
+    """The sections of config.yaml, in upstream's types; only what was asked for is there, so defaults stay upstream's.
+
+    `given` is the same as plain YAML; `places` says in which file and line a key was set.
+    """
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -87,79 +84,157 @@ class Settings:
     training: dict[str, Any]
     lora: dict[str, Any] | None
     samples: Samples
-    merged: dict[str, Any]
+    given: dict[str, Any]
+    places: dict[str, str]
+    resume: bool = False
+    check: bool = False
 
     def as_yaml(self) -> str:
         """The effective settings; every section is there, so that the text stands alone as a `--config` file."""
-        return yaml.safe_dump(self.merged, allow_unicode=True, sort_keys=False, width=120)
+        return yaml.safe_dump(self.given, allow_unicode=True, sort_keys=False, width=120)
+
+    def error(self, key: str, problem: str) -> UserError:
+        """`config.yaml:12: training.seed: PROBLEM`: with the place where the key, or its section, was set."""
+        return _error(self.places, key, problem)
 
 
-def read_settings(config_files: list[str], overrides: dict[str, str]) -> Settings:
-    """Merge config.yaml, each file of `config_files` and the dotted `overrides`, in this order, and check every value.
+def read_settings(arguments: list[str] | None = None, description: str = "") -> Settings:
+    """The settings of a command line: config.yaml, each --config file over it, and single values over these.
 
-    A file that holds every section of config.yaml stands alone: so a run's own `output_dir/config.yaml` repeats it.
+    A file that holds every section of config.yaml stands alone: a run's own `output_dir/config.yaml` repeats that run.
+    Raises UserError for a mistake, in one line.
     """
-    merged = _read_yaml(ROOT / "config.yaml")
-    for name in config_files:
-        overlay = _read_yaml(Path(name))
-        merged = overlay if set(SECTIONS) <= set(overlay) else _laid_over(merged, overlay)
-    for key, value in overrides.items():
-        section, *path = _split(key)
-        loaded = get_loader("yaml")(value)
-        if loaded is None or isinstance(loaded, dict | list):
-            value = loaded  # anything else is parsed with its key's type, so that a name may look like a number
-        for part in reversed(path):
+    options, values = _command_line(arguments, description)
+    merged: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for file in [ROOT / "config.yaml", *map(Path, options.config)]:
+        content, lines = _read_yaml(file)
+        alone = set(SECTIONS) <= set(content)
+        merged, places = (content, lines) if alone else (_laid_over(merged, content), places | lines)
+    for key, text in values.items():
+        value = yaml.load(text, Loader=_Loader)
+        # Anything else is parsed with its key's type, so that a name may look like a number.
+        value = value if isinstance(value, dict | list) or text == "null" else text
+        *parents, name = _parts(key)
+        places[key] = ""  # the command line
+        for i, part in enumerate([name, *reversed(parents)]):
             value = {part: value}
-        _check_sections({section: value})
-        merged = _laid_over(merged, {section: value})
+            places.setdefault(".".join(parents[: len(parents) - i]), "")
+        _check_sections(value, {})
+        merged = _laid_over(merged, value)
     merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
-    _go_offline_without_a_network()
-    return _checked(merged)
+    settings = _parsed(merged, places)
+    settings.resume, settings.check = options.resume, options.check
+    if options.print_config:
+        print(settings.as_yaml(), end="")
+        sys.exit()
+    return settings
 
 
-def _go_offline_without_a_network() -> None:
-    """Where the Hub's name does not resolve, upstream would retry for half a minute a file before it says so."""
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    if "HF_HUB_OFFLINE" in os.environ or getproxies():  # a proxy resolves names for us
-        return
+def training_arguments(settings: Settings):
+    """(GRPOConfig, LoraConfig or None) of the settings; raises UserError with what upstream says against them."""
+    from peft import LoraConfig
+    from trl import GRPOConfig
+
+    elsewhere = {
+        key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
+    }
+    section = "training"
     try:
-        socket.getaddrinfo(endpoint, 443)
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported, which is after this
+        arguments = GRPOConfig(
+            **settings.training,
+            reward_weights=[entry["weight"] for entry in settings.rewards.values()],
+            trust_remote_code=settings.model.get("trust_remote_code", False),
+            model_init_kwargs=elsewhere or None,  # for the reference model, which TRL loads by the policy's name
+        )
+        section = "lora"
+        return arguments, settings.lora and LoraConfig(**settings.lora)
+    except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
+        message = " ".join(str(error).split())
+        for key in getattr(settings, section):
+            if key in message:
+                raise settings.error(f"{section}.{key}", f"{message}; fix the value") from error
+        raise UserError(f"{section}: {message}; fix the value") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, dict[str, str]]:
+    """(the switches and files, the text by dotted key of each `--section.key VALUE`)."""
+    parser = argparse.ArgumentParser(
+        prog="train_grpo.py",
+        usage="train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--resume | --check | --print_config]",
+        description=description,
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets", "peft"))
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="lay FILE over config.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
+    parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
+    parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
+    parser.add_argument("--version", action="version", version=versions)
+    options, rest = parser.parse_known_args(arguments)
+    values = {}
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
+        if not equals and not rest:
+            raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
+        values[name[2:]] = value if equals else rest.pop(0)
+    return options, values
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(content, `FILE:LINE` by dotted key) of a settings file; raises UserError for no such file or a key set twice."""
+    places: dict[str, str] = {}
+    file = "config.yaml" if path == ROOT / "config.yaml" else path
+
+    def note(node: yaml.Node, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
+            if name in places:
+                raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
+            places[name] = place
+            note(value, f"{name}.")
+
     try:
-        content = get_loader("yaml")(
-            path.read_text(encoding="utf-8")
-        )  # unlike yaml.safe_load it reads 1e-6 as a number
+        text = path.read_text(encoding="utf-8")
+        note(yaml.compose(text, Loader=_Loader), "")
+        content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; mend that line") from None
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; fix that line") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of sections; its top level must be {', '.join(SECTIONS)}")
-    _check_sections(content)
-    return content
+    _check_sections(content, places)
+    return content, places
 
 
-def _check_sections(content: dict[str, Any]) -> None:
-    check_names(content, SECTIONS, "")
-    for section, value in content.items():
-        if not isinstance(value, dict) and not (section == "lora" and value is None):
-            raise UserError(f"{section}: expected a mapping, got {value!r}; see {section} in config.yaml")
+def _check_sections(content: dict[str, Any], places: dict[str, str]) -> None:
+    for name, value in content.items():
+        if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
+            raise _error(places, name, f"expected a mapping, got {value!r}; see {name} in config.yaml")
 
 
 def _laid_over(base: dict, overlay: dict) -> dict:
     """`overlay` over `base`, mapping by mapping, so that a few lines change a few values."""
-    result = copy.copy(base)
+    result = dict(base)
     for key, value in overlay.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         result[key] = _laid_over(base[key], value) if both else value
     return result
 
 
-def _split(key: str) -> list[str]:
+def _parts(key: str) -> list[str]:
     """`training.seed` -> [training, seed]; a reward model's name may hold dots: rewards.org/model-v0.1.weight."""
     section, _, rest = key.partition(".")
     if section == "rewards" and rest.count(".") > 1:
@@ -167,129 +242,112 @@ def _split(key: str) -> list[str]:
     return key.split(".")
 
 
-def _checked(merged: dict[str, Any]) -> Settings:
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    accepted = _declare(parser, merged)
-    for section, names in accepted.items():
-        check_names(merged[section], names, section + ".")
-    parsed = _parsed(parser, {section: merged[section] for section in accepted})
-    # Only what was asked for goes on, so that upstream's defaults stay upstream's.
-    given = {section: {key: parsed[section][key] for key in merged[section]} for section in accepted}
-    given["rewards"] = {name: _checked_reward(name, entry) for name, entry in merged["rewards"].items()}
-    merged = {section: given.get(section) for section in SECTIONS}
-    _check_values(given)
-    sections = {**merged, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
-    if not any(entry["weight"] for entry in sections["rewards"].values()):
-        raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
-    return Settings(**sections, merged=merged)
+def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
+    for name, entry in merged["rewards"].items():
+        if problem := why_no_reward(name):
+            raise _error(places, f"rewards.{name}", problem)
+        if not isinstance(entry, dict) or "weight" not in entry:
+            problem = f"expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}"
+            raise _error(places, f"rewards.{name}", problem)
+    asked = {section: part for section, part in merged.items() if part is not None}
+    asked["rewards"] = {name.translate(ESCAPED): entry for name, entry in merged["rewards"].items()}
+    parser = _parser(asked)
+    try:
+        parsed = parser.parse_object(asked)
+    except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
+        key, problem = _in_one_line(str(error), [action.dest for action in parser._actions], asked)
+        raise _error(places, key.translate(PLAIN), problem) from None
+    given = dict.fromkeys(SECTIONS) | {
+        section: {key: _plain(parsed[section][key]) for key in part} for section, part in asked.items()
+    }
+    given["rewards"] = {
+        name.translate(PLAIN): {key: _plain(parsed["rewards"][name][key]) for key in entry}
+        for name, entry in asked["rewards"].items()
+    }
+    if not any(entry["weight"] for entry in given["rewards"].values()):
+        problem = "none has a weight other than 0, so there is nothing to learn; give one a weight"
+        raise UserError(f"rewards: {problem}")
+    sections = {**given, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
+    return Settings(**sections, given=given, places=places)
 
 
-def _check_values(given: dict[str, dict[str, Any]]) -> None:
-    for section, minima in AT_LEAST.items():
-        for key, least in minima.items():
-            if (value := given[section].get(key)) is not None and not value >= least:
-                bound = f"at least {least}" if isinstance(least, int) else "above 0"
-                raise UserError(f"{section}.{key}: {value} makes no sense; give a number of {bound}")
-    for key, words in ONE_OF.items():
-        if (value := given["training"].get(key, words[0])) not in words:
-            raise UserError(
-                f"training.{key}: unknown {value!r}{_nearest(value, words)}; it is one of {', '.join(words)}"
-            )
-
-
-def _declare(parser: ArgumentParser, merged: dict[str, Any]) -> dict[str, list[str]]:
-    """Give `parser` each section's arguments, from upstream's signatures; returns their names by section."""
-    from datasets import load_dataset  # these imports take seconds: they wait until the files have been read
+def _parser(asked: dict[str, Any]) -> ArgumentParser:
+    """Every key that the sections may have, with its type, from the signature of what the section is passed to."""
+    from datasets import load_dataset  # these imports take seconds: not before the files have been read
+    from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import GRPOConfig
 
-    names = {
-        "model": parser.add_method_arguments(PreTrainedModel, "from_pretrained", "model", skip={"config"}),
-        "dataset": parser.add_function_arguments(load_dataset, "dataset", skip={"features", "download_config"}),
-        "prompts": parser.add_class_arguments(Prompts, "prompts"),
-        "samples": parser.add_class_arguments(Samples, "samples"),
-        "training": parser.add_class_arguments(
-            GRPOConfig,
-            "training",
-            skip={key.removeprefix("training.") for key in MOVED} - {"max_prompt_length"},
-        ),
-    }
-    if merged.get("lora") is not None:
-        try:
-            from peft import LoraConfig
-        except ImportError:
-            raise UserError("lora: peft is not installed; run pip install -r requirements.txt") from None
-
-        names["lora"] = parser.add_class_arguments(LoraConfig, "lora")
-    # What from_pretrained and load_dataset take through **kwargs no signature shows: the common ones, and the options
-    # of the file formats (csv's delimiter, json's field).
-    hidden = {
-        "model.dtype": Literal["auto", "float32", "bfloat16", "float16"],
-        "model.attn_implementation": str | None,
-        "model.device_map": str | dict | None,
-        "model.subfolder": str,
-        "model.trust_remote_code": bool,
-        "model.use_kernels": bool,
-    }
-    if (path := merged["dataset"].get("path")) in ("csv", "json", "parquet", "text"):
-        module = import_module(f"datasets.packaged_modules.{path}.{path}")
-        options = inspect.signature(getattr(module, f"{path.capitalize()}Config")).parameters
-        hidden |= {f"dataset.{name}": Any for name in options if f"dataset.{name}" not in names["dataset"]}
-    for name, kind in hidden.items():
-        parser.add_argument(f"--{name}", type=kind)
-        names[name.partition(".")[0]].append(name)
-    return {section: [name.partition(".")[2] for name in dotted] for section, dotted in names.items()}
-
-
-def _checked_reward(name: str, entry: Any) -> dict[str, Any]:
-    """One entry of `rewards`: its weight, and the keyword arguments of the function of rewards.py that it names."""
-    where = f"rewards.{name}"
-    if not isinstance(entry, dict) or "weight" not in entry:
-        raise UserError(f"{where}: expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}")
     parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_argument("--weight", type=float)
-    names = ["weight"]
-    functions = rewards.all_rewards()
-    if name in functions:
-        columns = {"prompts", "completions", *rewards.columns(functions[name])}  # these TRL passes
-        names += parser.add_function_arguments(
-            functions[name], skip=columns & set(inspect.signature(functions[name]).parameters)
-        )
-    elif "/" not in name and not Path(name).is_dir():
-        raise UserError(
-            f"{where}: no such function in rewards.py{_nearest(name, functions)}; it has {', '.join(functions)}; "
-            "a reward model is named by its Hub name (owner/name) or folder"
-        )
-    check_names(entry, names, where + ".")
-    parsed = _parsed(parser, entry, where + ".")
-    if not math.isfinite(parsed["weight"]):
-        raise UserError(f"{where}.weight: {parsed['weight']} is no weight; give a finite number")
-    return {key: parsed[key] for key in entry}
+    parser.add_method_arguments(PreTrainedModel, "from_pretrained", "model", skip={"config"})
+    parser.add_function_arguments(load_dataset, "dataset", skip={"features", "download_config"})
+    parser.add_class_arguments(Prompts, "prompts")
+    parser.add_class_arguments(LoraConfig, "lora")
+    parser.add_class_arguments(Samples, "samples")
+
+    stricter = {key: kind for keys, kind in STRICTER.items() for key in keys.split()}
+    for key in ONE_WORD_OF.split():  # upstream's list of the words is in its help
+        about = GRPOConfig.__dataclass_fields__[key]
+        stricter[key] = Literal[about.default, *re.findall(r"(?<!=)'(\w+)'", about.metadata["help"])]
+    stricter["scale_rewards"] |= bool
+    left_out = {*stricter, *(key.removeprefix("training.") for key in MOVED)} & set(GRPOConfig.__dataclass_fields__)
+    parser.add_class_arguments(GRPOConfig, "training", skip=left_out)
+    more = {f"training.{key}": kind for key, kind in stricter.items()}
+
+    # What from_pretrained and load_dataset take through **kwargs, which no signature shows: the usual ones, and the
+    # options of the file formats (csv's delimiter, json's field).
+    more |= {"model.dtype": Literal["auto", "float32", "bfloat16", "float16"], "model.attn_implementation": str | None}
+    more |= {"model.device_map": str | dict | None, "model.subfolder": str, "model.trust_remote_code": bool}
+    if (path := asked["dataset"].get("path")) in ("csv", "json", "parquet", "text"):
+        module = import_module(f"datasets.packaged_modules.{path}.{path}")
+        more |= {f"dataset.{name}": Any for name in vars(getattr(module, f"{path.capitalize()}Config")())}
+    for name in asked["rewards"]:
+        finite = kinds.restricted_number_type("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])
+        more[f"rewards.{name}.weight"] = finite
+        if function := reward_functions().get(name):
+            passed = {"prompts", "completions", *columns(function)} & set(inspect.signature(function).parameters)
+            parser.add_function_arguments(function, f"rewards.{name}", skip=passed)  # those TRL passes
+    declared = {action.dest for action in parser._actions}
+    for name in more.keys() - declared:
+        parser.add_argument(f"--{name}", type=more[name])
+    return parser
 
 
-def check_names(given: dict[str, Any], accepted: Iterable[str], prefix: str) -> None:
-    """Raise UserError for the first key of `given` that is not in `accepted`, with the nearest one that is."""
-    for name in given:
-        if name not in accepted:
-            if where := MOVED.get(f"{prefix}{name}"):
-                raise UserError(f"{prefix}{name}: {where}")
-            raise UserError(f"{prefix}{name}: unknown{_nearest(name, accepted)}; mend or remove it")
+def _in_one_line(message: str, keys: list[str], asked: dict[str, Any]) -> tuple[str, str]:
+    """What jsonargparse says of a mistake in `asked`, as (key, problem)."""
+    if wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL):
+        names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type (\w+)", message)
+        names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
+        expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
+        got = functools.reduce(operator.getitem, wrong[1].split("."), asked)
+        problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
+        return wrong[1], f"{problem}; fix the value"
+    if not (
+        unknown := re.search(r"Group '(.*?)' does not accept option '(.*?)'|Option '(.*?)' is not accepted", message)
+    ):
+        return "settings", " ".join(message.split())
+    parts, keys = (unknown[3] or f"{unknown[1]}.{unknown[2]}").split("."), [*SECTIONS, *keys]
+    levels = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    key = next(level for level in levels if not any(f"{known}.".startswith(f"{level}.") for known in keys))
+    if key in MOVED:
+        return key, MOVED[key]
+    section, _, name = key.rpartition(".")
+    elsewhere = [known for known in keys if known.rpartition(".")[2] == name]  # known, but in another section
+    beside = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
+    near = [f"{section}.{found}".lstrip(".") for found in difflib.get_close_matches(name, beside, n=1, cutoff=0.5)]
+    meant = elsewhere or near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    return key, f"unknown{f', did you mean {meant[0]}?' if meant else ''}; fix or remove it"
 
 
-def _nearest(name: Any, names: Iterable[str]) -> str:
-    match = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f", did you mean {match[0]}?" if match else ""
+def _plain(value: Any) -> Any:
+    """A number of jsonargparse's own, such as PositiveInt, as int or float."""
+    kind = next((kind for kind in type(value).__mro__ if kind in (bool, int, float, str)), None)
+    return kind(value) if kind else value
 
 
-def _parsed(parser: ArgumentParser, values: dict[str, Any], prefix: str = "") -> Any:
-    try:
-        return parser.parse_object(values)
-    except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
-        message = str(error)
-        key = re.search(r'Parser key "(.*?)"', message)
-        kinds = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])", message)
-        value = re.search(r"(?:Got value|Given value): (.*)", message)
-        if not (key and kinds and value):
-            raise UserError(prefix + " ".join(message.split())) from None
-        kinds = " or ".join("null" if kind == "NoneType" else kind or choices for kind, choices in kinds)
-        raise UserError(f"{prefix}{key[1]}: expected {kinds}, got {value[1]}; mend the value") from None
+def _error(places: dict[str, str], key: str, problem: str) -> UserError:
+    known = key
+    while known and known not in places:
+        known = known.rpartition(".")[0]
+    place = places.get(known)
+    return UserError(f"{place}: {key}: {problem}" if place else f"{key}: {problem}")

@@ -1,98 +1,90 @@
-"""Watch: says in words, once per cause and with the step, when a run is going wrong; stops what can't be a run."""
-
-import statistics
+"""Watch: says once per cause, with the step, when a run is going wrong; ends what cannot count as a run."""
 
 import torch
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from harness.exits import RunError
 
-FLAT = 1e-3  # a spread of rewards in a group below this is noise that group scaling blows up to full advantages
-
 
 class Watch(TrainerCallback):
-    """Looks at every log, and at the weights before and after; `warnings` goes into the report.
+    """Looks at every log, and at the weights before and after; its `warnings` go into the report.
 
     Args:
-        trainer: the GRPOTrainer, for the rewards of its latest generation batch.
-        weights: weight by metric name; one of weight 0 is a canary: it is watched, not trained on.
+        weights: weight by reward. A reward of weight 0, logged but not trained on, is a canary: where it falls, the
+            policy gives up what it measures to win the others.
     """
 
-    def __init__(self, trainer, weights: dict[str, float]):
-        self.trainer, self.weights = trainer, weights
+    def __init__(self, weights: dict[str, float]):
+        self.weights = weights
         self.warnings: list[str] = []
         self.seen: set[str] = set()
         self.first: dict[str, float] = {}
-        self.before = self._fingerprint()
-        self.failure: str | None = None  # what keeps the run from counting as done
+        self.before: list[torch.Tensor] = []
+        self.failure: str | None = None  # why the run does not count as done
 
-    def warn(self, cause: str, message: str) -> None:
+    def look_at_untrained(self, model: torch.nn.Module) -> None:
+        """Remember some weights of the policy before its first step; to be called before a checkpoint is loaded."""
+        self.before = _some_weights(model)
+
+    def warn(self, cause: str, step: int, message: str, show: bool) -> None:
         if cause not in self.seen:
             self.seen.add(cause)
-            self.warnings.append(f"step {self.trainer.state.global_step}: {message}")
-            if self.trainer.is_world_process_zero():
-                print(f"warning: {self.warnings[-1]}", flush=True)
+            self.warnings.append(f"step {step}: {message}")
+            if show:
+                tqdm.write(f"warning: {self.warnings[-1]}")  # on a line of its own, above the progress bar
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in logs:
             return
-        self._watch_groups(args.num_generations)
+        for cause, message in self._looks_wrong(logs):
+            self.warn(cause, state.global_step, message, state.is_world_process_zero)
+
+    def _looks_wrong(self, logs: dict[str, float]) -> list[tuple[str, str]]:
+        found = []
+        # A group in which all completions score alike teaches nothing. TRL's share is of the weighted sum.
+        flat = {
+            name: logs.get(f"rewards/{name}/flat_groups", logs["frac_reward_zero_std"])
+            for name, weight in self.weights.items()
+            if weight
+        }
+        if min(flat.values()) > 0.5:
+            shares = ", ".join(f"{name} in {share:.0%} of them" for name, share in flat.items())
+            found.append(("groups", f"most groups carry no signal, as all completions score alike: {shares}"))
         if logs.get("completions/clipped_ratio", 0) > 0.9:
-            self.warn(
-                "cut", "over 90% of completions are cut off at max_completion_length; raise it, or reward brevity"
+            found.append(
+                ("cut", "over 90% of completions are cut off at max_completion_length; raise it, or reward brevity")
             )
-        if (logs.get("kl") or 0) > 10:
-            self.warn("kl", f"KL is {logs['kl']:.1f} a token: the policy runs away; lower learning_rate or raise beta")
+        if (kl := logs.get("kl") or 0) > 10:
+            found.append(("kl", f"KL is {kl:.1f} a token: the policy runs away; lower learning_rate or raise beta"))
         for name, weight in self.weights.items():
             mean = logs.get(f"rewards/{name}/mean")
             if weight or mean is None:
                 continue
             first = self.first.setdefault(name, mean)
             if first > 0 and mean < first / 2:
-                self.warn(
-                    name,
-                    f"{name}, of weight 0, fell from {first:.2f} to {mean:.2f}: it is being traded for reward",
-                )
+                fell = f"{name}, of weight 0, fell from {first:.2f} to {mean:.2f}"
+                found.append((name, f"{fell}: the policy gives it up to win the other rewards"))
+        return found
 
-    def on_step_end(self, args, state, control, **kwargs):
-        now = next(p for p in self.trainer.model.parameters() if p.requires_grad).dtype
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        now = next(p for p in model.parameters() if p.requires_grad).dtype
         if now != (before := self.before[0].dtype):
             raise RunError(
-                f"step {state.global_step}: the trained weights have turned from {before} to {now} under way, as "
+                f"step {state.global_step}: the trained weights have turned from {before} to {now}, as "
                 "training.use_transformers_continuous_batching does with bf16; leave it off, or set bf16: false"
             )
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
             self.failure = "no optimizer step was taken: the model is untrained"
-        elif all(torch.equal(old, new) for old, new in zip(self.before, self._fingerprint(), strict=True)):
+        elif all(torch.equal(old, new) for old, new in zip(self.before, _some_weights(model), strict=True)):
             self.failure = "the weights have not changed: nothing was learned; see learning_rate and model.dtype"
         if self.failure:
-            self.warn("failure", self.failure)
+            self.warn("failure", state.global_step, self.failure, state.is_world_process_zero)
 
-    def _watch_groups(self, size: int) -> None:
-        """The rewards of the latest generation batch, group by group: where nothing differs, nothing is learned."""
-        rewards = {name: list(values) for name, values in self.trainer._logs["rewards"].items()}
-        spreads = {}
-        for name, values in rewards.items():
-            groups = [values[i : i + size] for i in range(0, len(values) - size + 1, size)]
-            spreads[name] = [max(group) - min(group) for group in groups]
-        trained = [spread for name, spread in spreads.items() if self.weights[name]]
-        without = (
-            statistics.mean(max(group) < FLAT for group in zip(*trained, strict=True)) if trained and trained[0] else 0
-        )
-        if without > 0.5:
-            flat = [
-                name
-                for name, spread in spreads.items()
-                if self.weights[name] and statistics.mean(s < FLAT for s in spread) > 0.5
-            ]
-            self.warn(
-                "groups",
-                f"{without:.0%} of groups carry no signal (all completions score alike); flat: {', '.join(flat)}",
-            )
 
-    def _fingerprint(self) -> list[torch.Tensor]:
-        """Up to 4,096 values of each trained weight."""
-        trained = [p for p in self.trainer.model.parameters() if p.requires_grad]
-        return [p.detach().flatten()[:: max(1, p.numel() // 4096)].cpu().clone() for p in trained]
+def _some_weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Up to 4,096 values of each trained weight."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return [weight.detach().flatten()[:: max(1, weight.numel() // 4096)].cpu().clone() for weight in trained]

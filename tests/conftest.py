@@ -10,6 +10,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
+import train_grpo  # noqa: E402
+from harness.exits import UserError  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,12 @@ def tiny_arguments(policy: str, folder: Path) -> list[str]:
 @pytest.fixture
 def tiny(policy, tmp_path) -> list[str]:
     return tiny_arguments(policy, tmp_path)
+
+
+def refused(arguments: list[str]) -> str:
+    """The one-line message with which train_grpo.py refuses a command line."""
+    with pytest.raises(UserError) as error:
+        train_grpo.main(arguments)
+    message = str(error.value)
+    assert "\n" not in message and ": " in message
+    return message

@@ -157,7 +157,7 @@ def test_a_second_signal_stops_at_once(tiny, tmp_path):
 def test_a_loss_of_nan_is_not_stepped_on(tiny, tmp_path, uninterrupted):
     stopped = broken("nan:4", [*tiny, *STEPS])
     assert stopped.returncode == 1
-    assert stopped.stderr.splitlines()[-1].startswith("error: step 4: the loss is nan, the gradient norm nan")
+    assert stopped.stderr.splitlines()[-1].startswith("error: step 4: the gradient norm is nan; the step was not taken")
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(tmp_path / "run") == uninterrupted
@@ -169,7 +169,7 @@ def test_weights_that_overflow_are_not_saved(tiny, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tiny, tmp_path, uninterrupted):
+def test_a_full_disk_is_reported_and_the_run_goes_on_once_there_is_room(tiny, tmp_path, uninterrupted):
     """A checkpoint of the tiny policy is 13 MB; 8 MB are left it. What stays is copied off that disk, and resumed."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -261,7 +261,7 @@ def test_a_stop_pushes_nothing(tiny, monkeypatch):
     ],
     ids=["start", "mid-run", "end"],
 )
-def test_an_unreachable_hub_is_told_and_costs_nothing(tiny, tmp_path, lost, status, words):
+def test_an_unreachable_hub_is_reported_and_costs_nothing(tiny, tmp_path, lost, status, words):
     """Uploads 1 and 2 are those of two checkpoints, 3 is the finished run's."""
     hub = Hub(lost or set())
     if lost is None:

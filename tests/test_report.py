@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from transformers import AutoTokenizer
 
+import rewards
 import train_grpo
 from harness import compare
-from harness.data import load_data
 from harness.exits import UserError
+from harness.loading import load_data
 from harness.report import log_line
 from harness.settings import read_settings
 
@@ -69,7 +70,7 @@ def test_samples_are_generated_with_the_runs_generation_kwargs(run, tiny, tmp_pa
 
 
 def test_held_out_rows_are_not_trained_on(run, policy):
-    settings = read_settings([str(run / "config.yaml")], {})
+    settings = read_settings(["--config", str(run / "config.yaml")])
     data = load_data(settings, AutoTokenizer.from_pretrained(policy))
     assert not set(data.train["query"]) & set(data.held_out["query"])
     assert len(data.train) + len(data.held_out) == 291
@@ -161,10 +162,20 @@ def test_log_line():
 def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delattr(rewards, "emoji_reward")  # renamed since the run
     compare.main([str(run), str(run)])
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
     table = capsys.readouterr().out
     assert "emoji" in table and "minutes" in table
+    assert not list(tmp_path.glob("*.png"))  # only on request
+    compare.main([str(run), "-o", "mine.png"])
+    assert (tmp_path / "mine.png").stat().st_size > 10_000
+
+
+def test_compare_works_from_any_folder_and_has_help(tmp_path):
+    for arguments, words in ((["--help"], "usage"), ([str(tmp_path)], f"error: {tmp_path}: holds no run")):
+        command = [sys.executable, ROOT / "harness/compare.py", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert words in result.stdout + result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"log_history": []}'])

@@ -103,3 +103,14 @@ def test_command_line_scores_a_text_without_importing_torch():
 def test_command_line_scores_each_line_of_stdin():
     lines = run_rewards(stdin="😊\nはい\n").stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["emoji_reward", "1", "0"]
+
+
+def test_command_line_waits_for_an_async_reward(tmp_path):
+    (tmp_path / "harness").symlink_to(ROOT / "harness")
+    text = (ROOT / "rewards.py").read_text(encoding="utf-8")
+    slow = "async def slow_reward(completions, **kwargs):\n    return [7.0 for _ in completions]\n\n\nif __name__"
+    (tmp_path / "rewards.py").write_text(text.replace("if __name__", slow), encoding="utf-8")
+    command = [sys.executable, "rewards.py", "はい"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    header, row = (line.split("\t") for line in result.stdout.splitlines())
+    assert dict(zip(header, row, strict=True))["slow_reward"] == "7"

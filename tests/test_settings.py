@@ -1,19 +1,16 @@
-"""config.yaml and the recipes say what the article says, and everything else is refused."""
+"""config.yaml and the recipes say what the article says; every mistake is one line with its file, line and key."""
+
+import subprocess
+import sys
 
 import pytest
-from conftest import ROOT
+import yaml
+from conftest import ROOT, refused
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from harness.command_line import parse_arguments
-from harness.exits import UserError
+import rewards
 from harness.settings import read_settings
-
-
-def read(*arguments):
-    options = parse_arguments(list(arguments))
-    return read_settings(options.config, options.overrides)
-
 
 ARTICLE = {
     "num_generations": 8,
@@ -32,7 +29,7 @@ ARTICLE = {
 
 
 def test_config_yaml_is_the_article():
-    settings = read()
+    settings = read_settings([])
     assert settings.model == {
         "pretrained_model_name_or_path": "SakanaAI/TinySwallow-1.5B-Instruct",
         "dtype": "bfloat16",
@@ -55,7 +52,7 @@ def test_config_yaml_is_the_article():
 
 
 def test_lora_recipe_is_the_articles_with_a_learning_rate_that_learns():
-    settings = read("--config", str(ROOT / "recipes/lora.yaml"))
+    settings = read_settings(["--config", str(ROOT / "recipes/lora.yaml")])
     lora = LoraConfig(**settings.lora)
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.task_type) == (16, 64, 0.05, "CAUSAL_LM")
     assert lora.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"}
@@ -65,7 +62,7 @@ def test_lora_recipe_is_the_articles_with_a_learning_rate_that_learns():
 
 @pytest.mark.parametrize("overlay", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_parse(overlay):
-    settings = read("--config", str(overlay))
+    settings = read_settings(["--config", str(overlay)])
     config = GRPOConfig(**{**settings.training, "bf16": False, "fp16": False, "use_cpu": True})
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64  # the article's step
 
@@ -75,36 +72,167 @@ def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path)
     overlay.write_text(
         "rewards:\n  emoji_reward: {weight: 2}\n  answer_reward: null\ntraining: {learning_rate: 2e-6}\n"
     )
-    settings = read("--config", str(overlay), "--training.seed", "7", "--rewards.length_reward.alpha=0.3")
+    settings = read_settings(["--config", str(overlay), "--training.seed", "7", "--rewards.length_reward.alpha=0.3"])
     assert settings.rewards == {
         "emoji_reward": {"weight": 2, "max_emoji": 4},
         "length_reward": {"weight": 1, "target_length": 30, "alpha": 0.3},
     }
     assert settings.training["learning_rate"] == 2e-6 and settings.training["seed"] == 7
-    assert settings.merged["training"]["seed"] == 7  # as a number, not as the command line's string
+    assert settings.given["training"]["seed"] == 7  # as a number, not as the command line's string
 
 
 def test_a_file_with_every_section_stands_alone(tmp_path):
     complete = (ROOT / "config.yaml").read_text().splitlines(keepends=True)
     (tmp_path / "all.yaml").write_text("".join(line for line in complete if "length_reward" not in line))
-    assert "length_reward" not in read("--config", str(tmp_path / "all.yaml")).rewards
+    assert "length_reward" not in read_settings(["--config", str(tmp_path / "all.yaml")]).rewards
 
 
-def test_a_reward_models_name_may_hold_dots():
-    settings = read("--rewards.owner/model-v0.1.weight", "0.5")
-    assert settings.rewards["owner/model-v0.1"] == {"weight": 0.5}
+def test_the_effective_settings_read_back_as_the_same(tmp_path):
+    settings = read_settings(["--rewards.owner/some-model-v0.1.weight", "0.5", "--training.num_train_epochs", "2"])
+    assert settings.rewards["owner/some-model-v0.1"] == {"weight": 0.5}  # a reward model's name may hold dots
+    (tmp_path / "again.yaml").write_text(settings.as_yaml())
+    assert read_settings(["--config", str(tmp_path / "again.yaml")]).given == settings.given
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--training.learnin_rate", "1"], "training.learnin_rate: unknown, did you mean learning_rate?"),
-        (["--training.num_generations", "8.5"], "training.num_generations: expected int or null, got 8.5"),
-        (["--training.max_prompt_length", "256"], "prompts.max_length"),
-        (["--rewards.emoj_reward.weight", "1"], "did you mean emoji_reward?"),
-    ],
-)
-def test_mistakes_are_named(arguments, words):
-    with pytest.raises(UserError) as error:
-        read(*arguments)
-    assert words in str(error.value)
+# Mistakes in a file: (its text, the line that is named, words of the message)
+IN_A_FILE = {
+    "a key set twice": ("training:\n  seed: 1\n  beta: 0\n  seed: 2\n", 4, ["training.seed: is set in line 2 already"]),
+    "a section set twice": ("lora: null\nlora: null\n", 2, ["lora: is set in line 1 already"]),
+    "a training key at the top": ("# mine\nlearning_rate: 1e-6\n", 2, ["did you mean training.learning_rate?"]),
+    "lora inside training": ("training:\n  lora: {r: 4}\n", 2, ["training.lora: unknown, did you mean lora?"]),
+    "a wrong type": ("training:\n  seed: 1\n  num_generations: 8.5\n", 3, ["training.num_generations: expected int"]),
+    "a wrong key": ("prompts:\n\n  colum: query\n", 3, ["prompts.colum: unknown", "did you mean prompts.column?"]),
+    "a section that is a number": ("samples: {held_out: 3}\ntraining: 3\n", 2, ["training: expected a mapping, got 3"]),
+    "a reward that is not there": ("rewards:\n  emoji_rewrd: {weight: 1}\n", 2, ["did you mean emoji_reward?"]),
+    "a reward without weight": ("rewards:\n  polite_reward: {bonus: 1}\n", 2, ["no such function in rewards.py"]),
+    "a number of no reward": ("rewards:\n  emoji_reward: {max: 4}\n", 2, ["rewards.emoji_reward.max: unknown"]),
+    "GRPOConfig's own check": ("training:\n  num_generations: 7\n", 2, ["generation_batch_size (64)", "divisible"]),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "words"), IN_A_FILE.values(), ids=IN_A_FILE)
+def test_mistakes_in_a_file_name_the_line(text, line, words, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    message = refused(["--config", str(ROOT / "demo/config.yaml"), "--config", str(tmp_path / "mine.yaml")])
+    assert message.startswith(f"{tmp_path}/mine.yaml:{line}: ") and all(word in message for word in words), message
+
+
+TRAINING = [
+    ("learn", "1", ["training.learn: unknown", "learning_rate"]),
+    ("learnin_rate", "1", ["training.learnin_rate: unknown, did you mean training.learning_rate?; fix or remove it"]),
+    ("num_generations", "8.5", ["training.num_generations: expected int or null, got 8.5"]),
+    ("num_generations", "[8]", ["training.num_generations: expected int"]),
+    ("num_generations", "1", ["training: GRPO requires at least 2 generations"]),
+    ("learning_rate", "fast", ["training.learning_rate: expected non negative float, got fast"]),
+    ("learning_rate", "-1", ["training.learning_rate: expected non negative float, got -1"]),
+    ("beta", "-0.1", ["training.beta: expected non negative float"]),
+    ("temperature", "0", ["training.temperature: expected positive float, got 0"]),
+    ("steps_per_generation", "0", ["training.steps_per_generation: expected positive int"]),
+    ("max_completion_length", "0", ["training.max_completion_length: expected positive int"]),
+    ("loss_type", "drgrpo", ["training.loss_type: expected 'dapo', 'grpo'", "got drgrpo"]),
+    ("scale_rewards", "grup", ["training.scale_rewards: expected 'group'", "got grup"]),
+    ("vllm_mode", "colocat", ["training.vllm_mode: expected 'colocate', 'server', got colocat"]),
+    ("save_strategy", "sometimes", ["training: sometimes is not a valid SaveStrategy"]),
+    ("output_dir", "", ["training.output_dir: expected not empty"]),
+    ("max_prompt_length", "256", ["training.max_prompt_length: TRL has dropped it; set prompts.max_length"]),
+    ("remove_unused_columns", "true", ["training.remove_unused_columns: leave it out"]),
+    ("resume_from_checkpoint", "x", ["training.resume_from_checkpoint: run the same command with --resume"]),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), TRAINING, ids=lambda value: str(value)[:30])
+def test_mistakes_in_training(key, value, words):
+    message = refused(["--config", str(ROOT / "demo/config.yaml"), f"--training.{key}={value}"])
+    assert all(word in message for word in words), message
+
+
+OTHER_SECTIONS = [
+    (["--train.seed", "1"], ["train: unknown", "did you mean training?"]),
+    (["--model.dtype", "bf16"], ["model.dtype: expected 'auto', 'float32'", "got bf16"]),
+    (["--prompts.limit", "0"], ["prompts.limit: expected positive int or null, got 0"]),
+    (["--samples.held_out=-1"], ["samples.held_out: expected non negative int"]),
+    (["--lora.r", "many"], ["lora.r: expected int, got many"]),
+    (["--lora.bias", "some"], ["lora.bias: expected 'none', 'all'", "got some"]),
+    (["--rewards.emoji_rewrd.weight", "1"], ["rewards.emoji_rewrd: ", "did you mean emoji_reward?", "length_reward"]),
+    (["--rewards.length_reward.goal", "9"], ["rewards.length_reward.goal: unknown"]),
+    (["--rewards.length_reward.weight", ".inf"], ["rewards.length_reward.weight: expected finite number, got .inf"]),
+    (["--rewards.length_reward", "3"], ["rewards.length_reward: expected a mapping with its weight, got '3'"]),
+    (["--rewards.owner/model-v0.1.weight", "x"], ["rewards.owner/model-v0.1.weight: expected finite number, got x"]),
+    (["--rewards", "null"], ["rewards: expected a mapping"]),
+    ([f"--rewards.{name}_reward.weight=0" for name in ("emoji", "length", "answer")], ["rewards: none has a weight"]),
+    (["--config", "nowhere.yaml"], ["nowhere.yaml: No such file", "--config"]),
+    (["--config", "LICENSE"], ["LICENSE: not YAML"]),
+    (["--config", "demo/questions.jsonl"], ["demo/questions.jsonl: not YAML"]),
+    (["--training.loss_scale"], ["training.loss_scale: has no value"]),
+    (["surprise"], ["surprise: not an option"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "words"), OTHER_SECTIONS, ids=lambda value: " ".join(value)[:40])
+def test_mistakes_in_other_sections_and_on_the_command_line(arguments, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    message = refused(["--config", "demo/config.yaml", *arguments])
+    assert message.startswith(words[0]) and all(word in message for word in words), message
+
+
+# rewards.py as a user might write it: (the function, words of the message)
+REWARD_FUNCTIONS = {
+    "completion": ("def polite_reward(completion, **kwargs): ...", ["has no parameter `completions`", "rewards.py"]),
+    "no **kwargs": ("def polite_reward(completions, bonus=1): ...", ["takes no **kwargs", "rewards.py"]),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), REWARD_FUNCTIONS.values(), ids=REWARD_FUNCTIONS)
+def test_a_reward_that_trl_could_not_call(text, words, monkeypatch):
+    scope = {}
+    exec(text, scope)
+    monkeypatch.setattr(rewards, "polite_reward", scope["polite_reward"], raising=False)
+    message = refused(["--rewards.polite_reward.weight", "1"])
+    assert message.startswith("rewards.polite_reward: ") and all(word in message for word in words), message
+
+
+def every_key() -> list[tuple[str, ...]]:
+    paths = []
+    for file in [ROOT / "config.yaml", ROOT / "demo/config.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]:
+        for section, values in yaml.safe_load(file.read_text()).items():
+            paths += [(section,), *((section, key) for key in values or ())]
+            if section == "rewards":
+                paths += [(section, name, key) for name, entry in values.items() for key in entry]
+    return list(dict.fromkeys(paths))
+
+
+def nested(path: tuple[str, ...], value) -> dict:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize("path", every_key(), ids=".".join)
+def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
+    base = ["--config", str(ROOT / "recipes/lora.yaml"), "--config", str(ROOT / "demo/config.yaml")]
+    overlay = tmp_path / "mistake.yaml"
+    *parents, key = path
+
+    overlay.write_text(yaml.safe_dump(nested((*parents, key + "s"), {"weight": 1})))
+    message = refused([*base, "--config", str(overlay)]).removeprefix(f"{overlay}:{len(path)}: ")
+    assert message.startswith(".".join(path) + "s") and "did you mean " in message and key in message
+
+    wrong = 5 if len(path) == 1 or path[-1].endswith("_reward") else {"wrong": "type"}
+    if path != ("dataset", "data_files"):  # which may be a mapping
+        overlay.write_text(yaml.safe_dump(nested(path, wrong)))
+        message = refused([*base, "--config", str(overlay)])
+        assert message.startswith(f"{overlay}:{len(path)}: {'.'.join(path)}: "), message
+
+
+def test_yaml_is_data(tmp_path):
+    (tmp_path / "bomb.yaml").write_text(f"training: !!python/object/apply:os.mkdir ['{tmp_path / 'executed'}']\n")
+    assert "bomb.yaml: not YAML" in refused(["--config", str(tmp_path / "bomb.yaml"), "--check"])
+    assert not (tmp_path / "executed").exists()
+
+
+def test_help_fits_on_one_screen_and_the_versions_are_printed():
+    command = [sys.executable, "train_grpo.py"]
+    screen = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(screen.splitlines()) <= 30 and "--print_config" in screen
+    versions = subprocess.run([*command, "--version"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "trl 1." in versions and "torch 2." in versions

@@ -116,7 +116,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tiny, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
 
 
-def test_no_gpu_is_told_at_once():
+def test_no_gpu_is_reported_at_once():
     command = [sys.executable, "train_grpo.py"]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""}

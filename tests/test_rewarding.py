@@ -11,7 +11,7 @@ import rewards
 import train_grpo
 from harness.checkpoints import newest_complete
 from harness.exits import RunError, UserError
-from harness.guard import RewardError, guarded
+from harness.rewarding import RewardError, checked, columns, flat_groups, reward_functions
 
 CALL = {"prompts": ["p0", "p1"], "completions": ["c0", "c1"], "log_metric": lambda *_: None}
 
@@ -25,7 +25,7 @@ def returning(value):
 
 @pytest.mark.parametrize("value", [[1, 2.5], (1, 2), np.array([1, 2]), torch.tensor([1.0, 2.0]), [None, 1], [True, 0]])
 def test_numbers_pass(value):
-    result = guarded(returning(value))(**CALL)
+    result = checked("my_reward", returning(value))(**CALL)
     assert result == [None if v is None else float(v) for v in value]
 
 
@@ -47,7 +47,7 @@ def test_numbers_pass(value):
 )
 def test_everything_else_is_named(value, words):
     with pytest.raises(RewardError) as error:
-        guarded(returning(value))(**CALL)
+        checked("my_reward", returning(value))(**CALL)
     message = str(error.value)
     assert message.startswith("rewards.my_reward: ") and all(word in message for word in words), message
 
@@ -58,14 +58,14 @@ def picky_reward(completions, answer, **kwargs):
 
 def test_a_raise_is_traced_to_its_row():
     with pytest.raises(RewardError, match=r"picky_reward: raised ZeroDivisionError.*row 1 .*'c1'"):
-        guarded(picky_reward)(**CALL, answer=["x", ""])
+        checked("picky_reward", picky_reward)(**CALL, answer=["x", ""])
 
 
 def test_name_arguments_and_async_survive():
     async def slow_reward(completions, scale=1, **kwargs):
         return [scale, float("nan")]
 
-    reward = guarded(functools.partial(slow_reward, scale=2))
+    reward = checked("slow_reward", functools.partial(slow_reward, scale=2))
     assert reward.__name__ == "slow_reward"
     with pytest.raises(RewardError, match="slow_reward: returned nan"):
         asyncio.run(reward(**CALL))
@@ -117,3 +117,31 @@ def named(name, function):
 
     reward.__name__ = name
     return reward
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [
+        ([0, 1, 0, 1], 0),  # two groups of two, each with a difference
+        ([1, 1, 0, 1], 0.5),
+        ([1, 1, 0.5, 0.5], 1),  # flat within each group, whatever the groups are
+        ([0.1, 0.1 + 1e-6, 0, 1], 0.5),  # noise is no difference
+        ([None, 1, None, None], 1),  # nothing to compare
+    ],
+)
+def test_flat_groups(values, share):
+    assert flat_groups(values, ["a", "a", "b", "b"]) == share
+
+
+def test_a_flat_reward_is_warned_about(tiny, tmp_path, capsys):
+    zeros = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]
+    train_grpo.main([*tiny, "--rewards.emoji_reward.max_emoji", "0", *zeros])  # the KL moves the weights
+    words = "warning: step 1: most groups carry no signal, as all completions score alike: emoji_reward in 100% of them"
+    assert words in capsys.readouterr().out
+
+
+def test_rewards_py_holds_rewards_only():
+    assert list(reward_functions()) == ["emoji_reward", "length_reward", "answer_reward"]
+    assert columns(rewards.answer_reward) == ["answer"] and columns(rewards.length_reward) == []
+    public = {name for name, value in vars(rewards).items() if callable(value) and not name.startswith("_")}
+    assert public == set(reward_functions())

@@ -6,13 +6,13 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from harness.data import load_data
 from harness.exits import UserError
+from harness.loading import load_data
 from harness.settings import Prompts, Samples, Settings
 
 
 def load_prompts(source, prompts, tokenizer, held_out=0):
-    settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), {})
+    settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), given={}, places={})
     data = load_data(settings, tokenizer)
     return data.train, data.dropped
 
@@ -81,6 +81,6 @@ def test_csv_and_parquet(tmp_path, tokenizer, rows):
         assert dataset["answer"] == [row["answer"] for row in rows[:5]]
 
 
-def test_a_wrong_column_is_told_with_the_right_ones(source, tokenizer):
+def test_a_wrong_column_is_reported_with_the_right_ones(source, tokenizer):
     with pytest.raises(UserError, match="question.*query"):
         load_prompts(source, Prompts("question"), tokenizer)

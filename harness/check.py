@@ -1,0 +1,255 @@
+"""Check: what can go wrong goes wrong here, in seconds and in one line; then the plan of the run is printed."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, TrainerState
+from transformers.integrations import get_reporting_integration_callbacks
+from trl import GRPOConfig
+
+from harness.exits import UserError
+from harness.loading import Data, Policy, loading_problem
+from harness.rewarding import RewardError, columns, reward_functions, score
+from harness.settings import Settings
+
+GB = 1e9
+
+
+@dataclass
+class Footprint:
+    """Estimated bytes of a run on each GPU, and of what it leaves on the disk."""
+
+    parameters: int
+    trainable: int
+    memory: dict[str, float]
+    disk: float
+
+
+def check_machine(settings: Settings) -> None:
+    """Can these settings run on this machine at all? Raises UserError."""
+    training = settings.training
+    if training.get("use_vllm") and find_spec("vllm") is None:
+        raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
+    if training.get("use_cpu"):
+        return
+    if not torch.cuda.is_available():
+        raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
+    if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"machine: {count} GPUs are visible to plain python; use all of them with `accelerate launch "
+            f"--num_processes {count} train_grpo.py`, or one with CUDA_VISIBLE_DEVICES=0"
+        )
+    half = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
+    if not half and not torch.cuda.is_bf16_supported(including_emulation=False):
+        problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
+        raise settings.error("training.bf16", f"{problem} (with model.dtype: float32, or LoRA)")
+
+
+def check_run(
+    settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy: Policy, data: Data, rewards: list
+) -> None:
+    """Check what needs the arguments, the data and the model's shape, then print what the run is about to do.
+
+    `rewards` are those of build_rewards. Raises UserError.
+    """
+    check_services(settings, args)
+    check_generation(settings)
+    check_lengths(settings, policy.config, args, data)
+    size = footprint(settings, policy.config, args, lora)
+    check_rewards(settings, rewards, data.train)
+    if args.process_index == 0:  # which looks at the folder before it writes there
+        print_plan(settings, args, policy, data, size)
+        check_output(settings, args.output_dir, size.disk)
+
+
+def check_services(settings: Settings, args: GRPOConfig) -> None:
+    """Trackers and the Hub, where they are asked for; raises UserError."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except Exception as error:  # ValueError: unknown; RuntimeError: the tracker's package is not installed
+        problem = f"{' '.join(str(error).split())[:200]}; install it, or set none"
+        raise settings.error("training.report_to", problem) from error
+    if args.push_to_hub:
+        try:
+            HfApi(token=args.hub_token).whoami()
+        except Exception as error:  # no network, no token, a wrong token
+            problem = f"the Hub does not let you in ({type(error).__name__}); run `hf auth login`, or set it to false"
+            raise settings.error("training.push_to_hub", problem) from error
+
+
+def check_generation(settings: Settings) -> None:
+    """generation_kwargs that upstream would ignore, or that contradict a setting; raises UserError."""
+    given, where = settings.training.get("generation_kwargs") or {}, "training.generation_kwargs"
+    if not isinstance(given, dict):
+        raise settings.error(where, f"expected a mapping, got {given!r}; fix the value")
+    for key in given:
+        if key in GRPOConfig.__dataclass_fields__:
+            raise settings.error(f"{where}.{key}", f"is a setting of its own; write training.{key} instead")
+        if not settings.training.get("use_vllm") and key not in vars(GenerationConfig()):  # vLLM knows others
+            raise settings.error(f"{where}.{key}", "unknown to transformers.GenerationConfig; fix or remove it")
+
+
+def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, data: Data) -> None:
+    """Enough prompts for a first step, and room for prompt and completion in the model's context; raises UserError."""
+    needed = args.generation_batch_size // args.num_generations
+    if len(data.train) < needed:
+        raise UserError(
+            f"dataset: {len(data.train)} prompts, but one generation batch takes {needed} (generation_batch_size "
+            f"{args.generation_batch_size} / num_generations {args.num_generations}); TRL would save an untrained "
+            "model; use more data, smaller batches, or a smaller samples.held_out"
+        )
+    if args.eval_strategy != "no" and not data.held_out:
+        raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
+    context, prompt = config.get_text_config().max_position_embeddings, settings.prompts.max_length or 0
+    if prompt + args.max_completion_length > context:
+        problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
+        raise settings.error("training.max_completion_length", f"{problem}context of {context}; lower it")
+
+
+def check_rewards(settings: Settings, built: list[Callable | str], dataset: Dataset) -> None:
+    """Call each reward function on two completions with a real row, as strings and as messages; raises UserError."""
+    row = dataset[0]
+    others = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
+    texts = ["", "Yes: 42 ✨"]
+    as_messages = [[{"role": "assistant", "content": text}] for text in texts]
+    for name, reward in zip(settings.rewards, built, strict=True):
+        where = f"rewards.{name}"
+        if isinstance(reward, str):
+            try:
+                AutoConfig.from_pretrained(name, trust_remote_code=False)
+            except Exception as error:  # as in load_policy
+                raise settings.error(where, loading_problem(name, error)) from error
+            continue
+        if missing := sorted(set(columns(reward_functions()[name])) - set(dataset.column_names)):
+            problem = f"needs the column {', '.join(missing)}, but the data has {', '.join(dataset.column_names)}"
+            raise settings.error(where, f"{problem}; set rewards.{name}: null to leave the reward out")
+        try:
+            for completions in (texts, as_messages):
+                score(reward, [row["prompt"]] * 2, completions, others, TrainerState())
+        except RewardError as error:
+            raise UserError(str(error)) from error
+
+
+def check_output(settings: Settings, output_dir: str, needed: float) -> None:
+    """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
+    folder, key = Path(output_dir).absolute(), "training.output_dir"
+    holds_run = any(folder.glob("checkpoint-*")) or (folder / "trainer_state.json").exists()
+    if holds_run and not settings.resume:
+        problem = f"{output_dir} already holds a run, which is never overwritten; go on with it by --resume, remove "
+        raise settings.error(key, f"{problem}the folder, or choose another with --training.output_dir")
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise settings.error(key, f"{output_dir} cannot be written ({error.strerror}); choose another") from error
+    free = shutil.disk_usage(folder).free
+    if new:
+        folder.rmdir()  # --check leaves nothing
+    if free < needed:
+        problem = f"{needed / 1e6:,.0f} MB are needed for the model and its checkpoints, {free / 1e6:,.0f} MB are free "
+        raise settings.error(key, f"{problem}in {folder}; free some, or lower save_total_limit")
+
+
+def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lora: LoraConfig | None) -> Footprint:
+    """Sizes from the model's shape alone: it is built on the meta device, without weights."""
+    dtype = settings.model.get("dtype") or "auto"
+    dtype = config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)  # auto: as it was saved
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
+        parameters = model.num_parameters()
+        try:
+            model = get_peft_model(model, lora) if lora else model
+        except Exception as error:  # ValueError: Target modules {...} not found in the base model
+            raise settings.error("lora", " ".join(str(error).split())[:200]) from error
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = config.get_text_config()
+    layers, hidden = text.num_hidden_layers, text.hidden_size
+    width = torch.finfo(dtype).bits // 8
+    trained_width = 4 if lora else width  # peft keeps adapters in float32
+    tokens = (settings.prompts.max_length or 256) + args.max_completion_length
+    micro_batch = args.per_device_train_batch_size
+    sampled = micro_batch * args.steps_per_generation
+    kept = layers * 2 * hidden if args.gradient_checkpointing else 0
+    per_layer = 16 * hidden + 6 * text.intermediate_size  # bytes a token in bfloat16: attention, norms, MLP
+    head_size = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
+    memory = {
+        "weights": parameters * width,
+        "gradients": trainable * trained_width,
+        "optimizer": 2 * trainable * trained_width,
+        "reference model": parameters * width if args.beta and not lora else 0,
+        "activations": micro_batch * tokens * (kept + per_layer * (1 if kept else layers)),
+        "logits": 3 * 4 * sampled * text.vocab_size,  # of one sampled token a sequence, in float32, with two copies
+        "KV cache": sampled * tokens * layers * 2 * text.num_key_value_heads * head_size * 2,
+    }
+    saved = trainable * trained_width
+    checkpoint = saved * (1 if args.save_only_model else 3)
+    count = 0 if args.save_strategy == "no" else args.save_total_limit or 10
+    return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
+
+
+def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data, size: Footprint) -> None:
+    """What the run is about to do, as a table that a person reads in ten seconds."""
+    group, sampled = args.num_generations, args.generation_batch_size
+    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    steps_per_call = sampled * args.num_iterations / per_step
+    epoch = len(data.train) // (sampled // group) * steps_per_call
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    calls = math.ceil(steps / steps_per_call)
+    trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
+    name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
+    first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], add_generation_prompt=True, tokenize=False)
+    counts = f"{len(data.train):,} to train on, {len(data.held_out)} held out, {data.dropped:,} dropped (too long)"
+    rows = [
+        ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),
+        ("attention", f"{policy.attention or 'as the model prefers'}{policy.fallback and f' ({policy.fallback})'}"),
+        ("prompts", counts),
+        ("first prompt", first),
+        ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions"),
+        ("the run", f"{steps:,} optimizer steps, {calls:,} generation calls of {sampled}"),
+        ("", f"at most {calls * sampled * args.max_completion_length:,} generated tokens"),
+    ]
+    for i, (name, entry) in enumerate(settings.rewards.items()):
+        details = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "weight")
+        rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{f' ({details})' if details else ''}"))
+    total = sum(size.memory.values())
+    parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in size.memory.items() if value >= 0.05 * GB)
+    rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
+    rows += [("", line) for line in _fit(total, args, settings)]
+    rows.append(("disk", f"{size.disk / GB:.1f} GB in {args.output_dir}"))
+    if args.save_strategy == "no":
+        rows.append(("", "warning: save_strategy is no: a run that is stopped has lost everything"))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, line in rows:
+        table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
+    Console().print(table)
+
+
+def _fit(needed: float, args: GRPOConfig, settings: Settings) -> list[str]:
+    if args.use_cpu or not torch.cuda.is_available():
+        return []
+    has = torch.cuda.get_device_properties(0).total_memory
+    if needed < 0.95 * has:
+        return [f"the GPU has {has / GB:.0f} GB"]
+    changes = [] if settings.lora else ["--config recipes/lora.yaml"]
+    if not args.gradient_checkpointing:
+        changes.append("--training.gradient_checkpointing true")
+    if args.per_device_train_batch_size > 1:
+        half, twice = args.per_device_train_batch_size // 2, args.gradient_accumulation_steps * 2
+        changes.append(f"--training.per_device_train_batch_size {half} --training.gradient_accumulation_steps {twice}")
+    return [f"warning: the GPU has only {has / GB:.0f} GB; try {', or '.join(changes)}"]

@@ -1,0 +1,184 @@
+"""The user's rewards: found in rewards.py, given their settings, and checked on every call.
+
+TRL takes a dict's keys for rewards, sets a whole group to zero where one value is inf, and trains on nothing where all
+are None. Here a reward returns one finite number (or None) per completion, or the run ends and names the row.
+This module imports no torch, so that `python rewards.py` is quick.
+"""
+
+import asyncio
+import difflib
+import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.exits import UserError, first_line
+
+try:
+    import rewards
+except Exception as error:  # any mistake in the user's own file
+    place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+    raise UserError(f"rewards.py{place}: does not import ({first_line(error)}); fix it there") from error
+
+HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
+FLAT = 1e-3  # a spread within a group below this is noise, which scaling by the group blows up to full advantages
+
+
+class RewardError(Exception):
+    """A reward did what it must not; the message names the function, the row, the completion and the value."""
+
+
+def reward_functions() -> dict[str, Callable]:
+    """The rewards of rewards.py by name: its public functions that take `completions`."""
+    public = {name: f for name, f in vars(rewards).items() if inspect.isfunction(f) and not name.startswith("_")}
+    return {name: f for name, f in public.items() if "completions" in inspect.signature(f).parameters}
+
+
+def columns(reward: Callable) -> list[str]:
+    """The columns of the data set that a reward needs: its parameters without a default."""
+    parameters = inspect.signature(reward).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return [name for name in required if name not in ("completions", "prompts")]
+
+
+def why_no_reward(name: str) -> str | None:
+    """What is wrong with a name under `rewards` in the settings, or None: it names a function, or a reward model."""
+    functions, function = reward_functions(), vars(rewards).get(name)
+    if name in functions:
+        kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+        problem = "takes no **kwargs, and TRL passes more than it names; add **kwargs to it in rewards.py"
+        return None if inspect.Parameter.VAR_KEYWORD in kinds else problem
+    if inspect.isfunction(function):
+        return "has no parameter `completions`, which TRL passes; name it so in rewards.py"
+    if "/" in name or Path(name).is_dir():
+        return None
+    near = difflib.get_close_matches(name, functions, n=1, cutoff=0.5)
+    return (
+        f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}; it has {', '.join(functions)}; "
+        "a reward model is named by its Hub name (owner/name) or folder"
+    )
+
+
+def title(name: str) -> str:
+    """What a reward measures: the first line of its docstring."""
+    function = reward_functions().get(name)
+    return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"
+
+
+def build_rewards(entries: dict[str, dict[str, Any]]) -> list[Callable | str]:
+    """For each entry of the section `rewards` its function, with its settings and checked, or a reward model's name."""
+    functions, built = reward_functions(), []
+    for name, entry in entries.items():
+        arguments = {key: value for key, value in entry.items() if key != "weight"}
+        built.append(checked(name, functools.partial(functions[name], **arguments)) if name in functions else name)
+    return built
+
+
+def checked(name: str, reward: Callable) -> Callable:
+    """`reward`, called by the name `name`, with every result checked; raises RewardError.
+
+    It also logs the mean length in characters, and the share of groups in which all completions score alike.
+    """
+
+    def check(values: Any, prompts: list, completions: list, log_metric: Callable) -> list[float | None]:
+        values = _one_number_each(name, values, prompts, completions)
+        lengths = [len(c if isinstance(c, str) else c[-1]["content"] or "") for c in completions]
+        log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
+        log_metric(f"rewards/{name}/flat_groups", flat_groups(values, prompts))
+        return values
+
+    if inspect.iscoroutinefunction(reward):
+
+        async def call(prompts, completions, **others):
+            try:
+                values = await reward(prompts=prompts, completions=completions, **others)
+            except Exception as error:
+                raise RewardError(f"rewards.{name}: raised {_words(error)}; fix it in rewards.py") from error
+            return check(values, prompts, completions, others["log_metric"])
+    else:
+
+        def call(prompts, completions, **others):
+            try:
+                values = reward(prompts=prompts, completions=completions, **others)
+            except Exception as error:
+                row = _first_row_that_raises(reward, prompts, completions, others)
+                where = "" if row is None else f" on {_row(row, prompts, completions)}"
+                raise RewardError(f"rewards.{name}: raised {_words(error)}{where}; fix it in rewards.py") from error
+            return check(values, prompts, completions, others["log_metric"])
+
+    call.__name__ = name  # TRL logs a reward under its function's name
+    return call
+
+
+def flat_groups(values: list[float | None], prompts: list) -> float:
+    """The share of groups, the neighbours with the same prompt, in which the values differ by less than FLAT."""
+    groups = itertools.groupby(zip(prompts, values, strict=True), key=lambda pair: pair[0])
+    scores = [[value for _, value in group if value is not None] for _, group in groups]
+    flat = [not group or max(group) - min(group) < FLAT for group in scores]
+    return sum(flat) / len(flat)
+
+
+def score(reward: Callable, prompts: list, completions: list, columns: dict[str, list], state: Any = None) -> list:
+    """Call a reward outside training as TRL would call it; an async one is waited for. `state`: a TrainerState."""
+    extra = {"trainer_state": state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+    ids = [[0]] * len(completions)
+    result = reward(prompts=prompts, completions=completions, completion_ids=ids, **columns, **extra)
+    return asyncio.run(result) if inspect.isawaitable(result) else result
+
+
+def main() -> None:
+    """Score the text of the command line, or each line of stdin, with every reward that needs nothing but the text."""
+    texts = [" ".join(sys.argv[1:])] if sys.argv[1:] else sys.stdin.read().splitlines()
+    functions = {name: f for name, f in reward_functions().items() if not columns(f)}
+    print("\t".join([*functions, "characters", "text"]))
+    for text in texts:
+        scores = [score(f, [""], [text], {})[0] for f in functions.values()]
+        print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), text]))
+
+
+def _one_number_each(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:
+    expected = f"expected a list of {len(completions)} numbers, one per completion"
+    if hasattr(values, "tolist"):  # numpy arrays and torch tensors
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise RewardError(f"rewards.{name}: returned the {type(values).__name__} {_short(values)}; {expected}")
+    if len(values) != len(completions):
+        raise RewardError(f"rewards.{name}: returned {len(values)} values; {expected}")
+    for row, value in enumerate(values):
+        number = isinstance(value, int | float) or hasattr(value, "item")  # numpy's and torch's numbers have item()
+        if value is not None and not (number and abs(float(value)) < HUGE):  # a NaN compares false
+            raise RewardError(
+                f"rewards.{name}: returned {_short(value)} for {_row(row, prompts, completions)}; "
+                f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
+            )
+    if all(value is None for value in values):
+        raise RewardError(f"rewards.{name}: returned None for all {len(values)} completions; {expected}")
+    return [None if value is None else float(value) for value in values]
+
+
+def _first_row_that_raises(reward: Callable, prompts: list, completions: list, others: dict[str, Any]) -> int | None:
+    for row in range(len(completions)):
+        one = {key: [value[row]] if isinstance(value, list) else value for key, value in others.items()}
+        try:
+            reward(prompts=[prompts[row]], completions=[completions[row]], **one)
+        except Exception:
+            return row
+    return None
+
+
+def _row(row: int, prompts: list, completions: list) -> str:
+    prompt, completion = (value[row] for value in (prompts, completions))
+    prompt, completion = (v if isinstance(v, str) else v[-1]["content"] for v in (prompt, completion))
+    return f"row {row} of the batch (prompt {_short(prompt)}, completion {_short(completion)})"
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {_short(str(error))}"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,227 @@
+"""Every mistake is one line in seconds: where, what, and what to do. A table a section, in-process; a few for real."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, refused
+
+import train_grpo
+from harness.check import footprint
+from harness.settings import read_settings
+
+
+@pytest.fixture
+def demo(policy, monkeypatch) -> list[str]:
+    """The demo's command line, from the repository's root, with the tests' policy and --check."""
+    monkeypatch.chdir(ROOT)
+    return ["--config", "demo/config.yaml", "--model.pretrained_model_name_or_path", policy, "--check"]
+
+
+def check_table(rows):
+    return pytest.mark.parametrize(("arguments", "words"), rows, ids=lambda value: " ".join(map(str, value))[:50])
+
+
+@check_table(
+    [
+        (["--model.attn_implementation", "nobody/kernel"], ["the kernel nobody/kernel does not load", "use sdpa"]),
+        (["--model.attn_implementation", "flash"], ["model.attn_implementation: unknown 'flash'", "sdpa"]),
+        (
+            ["--model.pretrained_model_name_or_path", "./no"],
+            ["there is no folder or file", f"{ROOT}/no", "fix the path"],
+        ),
+        (["--model.pretrained_model_name_or_path", "my/model"], [f"{ROOT}/my/model, and the Hub cannot be reached"]),
+        (["--model.pretrained_model_name_or_path", "LICENSE"], ["LICENSE does not load"]),
+        (["--lora.target_modules", "[q_prj]"], ["lora: ", "q_prj"]),
+    ]
+)
+def test_mistakes_in_model_and_lora(arguments, words, demo):
+    message = refused(demo + arguments)
+    assert all(word in message for word in words), message
+
+
+@check_table(
+    [
+        (["--dataset.path", "my/data", "--dataset.data_files", "null"], ["dataset.path: there is no", "/my/data, and"]),
+        (["--dataset.path", "./data", "--dataset.data_files", "null"], ["there is no folder or file", f"{ROOT}/data;"]),
+        (["--dataset.data_files", "no.json"], ["data_files: there is no folder or file", f"{ROOT}/no.json; fix"]),
+        (["--dataset.data_files", "LICENSE"], ["dataset.data_files: LICENSE does not load"]),
+        (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
+        (["--prompts.column", "question"], ["prompts.column: 'question' is no column", "did you mean query?"]),
+        (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
+        (["--prompts.limit", "14"], ["dataset: 6 prompts", "8"]),
+        (["--samples.held_out", "286"], ["dataset: 5 prompts", "samples.held_out"]),
+    ]
+)  # fmt: skip
+def test_mistakes_in_dataset_and_prompts(arguments, words, demo):
+    message = refused(demo + arguments)
+    assert all(word in message for word in words), message
+
+
+@check_table(
+    [
+        (["--training.generation_kwargs", "512"], ["training.generation_kwargs: expected", "512"]),
+        (["--training.generation_kwargs", "{temperature: 1}"], ["kwargs.temperature: ", "training.temperature"]),
+        (["--training.generation_kwargs", "{max_cache_length: 9}"], ["max_cache_length: unknown to transformers.Gen"]),
+        (["--training.report_to", "wandbx"], ["training.report_to: ", "wandbx"]),
+        (["--training.report_to", "wandb"], ["training.report_to: ", "wandb"]),
+        (["--training.push_to_hub", "true"], ["training.push_to_hub: ", "hf auth login"]),
+        (["--training.output_dir", "LICENSE/x"], ["training.output_dir: LICENSE/x cannot be written"]),
+        (["--training.eval_strategy", "steps", "--samples.held_out", "0"], ["training.eval_strategy: "]),
+        (["--training.max_completion_length", "500"], ["training.max_completion_length: ", "context of 512"]),
+        (["--training.per_device_train_batch_size", "9"], ["generation_batch_size (9)", "divisible by num_"]),
+        (["--training.generation_batch_size", "65"], ["generation_batch_size (65)", "divisible"]),
+        (
+            ["--training.eval_strategy", "steps", "--training.per_device_eval_batch_size", "4"],
+            ["eval batch size", "divisible"],
+        ),
+        (["--training.use_vllm", "true"], ["training.use_vllm: vLLM is not installed", "make gpu"]),
+    ]
+)  # fmt: skip
+def test_mistakes_in_training(arguments, words, demo):
+    message = refused(demo + arguments)
+    assert all(word in message for word in words), message
+
+
+def rows_file(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return ["--dataset.data_files", str(path)]
+
+
+def test_a_reward_whose_column_is_missing_names_it(tiny, rows, tmp_path):
+    arguments = [*tiny, *rows_file(tmp_path, [{"query": row["query"], "tools": [1]} for row in rows])]
+    message = refused([*arguments, "--check"])
+    assert "rewards.answer_reward: needs the column answer" in message and "null" in message
+    train_grpo.main([*arguments, "--rewards.answer_reward", "null"])
+
+
+def test_a_reward_model_that_is_not_there_is_named(demo):
+    message = refused([*demo, "--rewards.nobody/judge.weight", "1"])
+    assert message.startswith("rewards.nobody/judge: ") and "the Hub cannot be reached" in message
+
+
+@pytest.mark.parametrize("bad", [None, "", "   "])
+def test_empty_questions_are_counted_and_dropped_only_on_request(bad, tiny, rows, tmp_path):
+    questions = [{**row, "query": bad if i in (3, 7) else row["query"]} for i, row in enumerate(rows)]
+    arguments = [*tiny, *rows_file(tmp_path, questions), "--check"]
+    message = refused(arguments)
+    assert "2 of 291 questions" in message and "rows 3, 7" in message and "drop_empty" in message
+    train_grpo.main([*arguments, "--prompts.drop_empty", "true"])
+
+
+@pytest.mark.parametrize("answer", [None, ""])
+def test_rows_without_an_answer_stop_nothing(answer, tiny, rows, tmp_path):
+    every_second = [{**row, "answer": answer if i % 2 else row["answer"]} for i, row in enumerate(rows)]
+    train_grpo.main([*tiny, *rows_file(tmp_path, every_second)])
+
+
+def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(policy, folder)
+    (folder / "chat_template.jinja").unlink()
+    assert "no chat template" in refused([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
+
+
+def test_too_little_disk_is_reported_with_both_figures(tiny, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    message = refused([*tiny, "--check"])
+    assert re.match(r"training.output_dir: \d\d MB are needed .*, 1 MB are free", message), message
+
+
+@pytest.mark.parametrize("text", ["def broken(:\n", "import no_such_package\n"])
+def test_a_mistake_in_rewards_py_is_one_line(text, tmp_path):
+    for name in ("train_grpo.py", "config.yaml", "harness", "rewards.py"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    with (tmp_path / "rewards.py").open("a") as file:
+        file.write(text)
+    result = subprocess.run([sys.executable, "train_grpo.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: rewards.py") and "fix it there" in result.stderr
+
+
+def test_flash_attention_falls_back_in_words(tiny, capsys):
+    train_grpo.main([*tiny, "--model.attn_implementation", "flash_attention_2", "--check"])
+    assert "sdpa (not flash_attention_2: " in " ".join(capsys.readouterr().out.split())
+
+
+GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ({"is_available": False}, ["no CUDA GPU", "make demo"]),
+        ({"device_count": 4}, ["4 GPUs", "accelerate launch --num_processes 4"]),
+        ({"is_bf16_supported": False}, ["training.bf16: Tesla T4", "training.fp16: true"]),
+    ],
+)
+def test_machines_that_cannot(gpu, words, monkeypatch):
+    """The GPU is pretended: none is here."""
+    for name, value in {**GPU, **gpu}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
+    message = refused([])
+    assert all(word in message for word in words), message
+
+
+def test_the_plan(tiny, capsys):
+    train_grpo.main([*tiny, "--check"])
+    plan = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "1,030,560 parameters, all trained, float32",
+        "283 to train on, 8 held out, 0 dropped (too long)",
+        "<|im_start|>user⏎",
+        "2 prompts x 4 = 8 completions",
+        "4 optimizer steps, 2 generation calls of 16",
+        "at most 512 generated tokens",
+        "2 x length_reward (target_length 30, alpha 0.15)",
+    ):
+        assert words in plan, plan
+    assert "has lost everything" not in plan
+
+
+def test_the_plan_warns_where_nothing_is_saved(tiny, capsys):
+    train_grpo.main([*tiny, "--check", "--training.save_strategy", "no"])
+    assert "warning: save_strategy is no: a run that is stopped has lost everything" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_footprint_of_the_articles_model():
+    """TinySwallow's shape on the meta device: 1.54 B parameters, about 15 GB for four bfloat16 copies of five."""
+    from transformers import Qwen2Config
+    from trl import GRPOConfig
+
+    settings = read_settings([])
+    config = Qwen2Config(
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
+    )  # fmt: skip
+    arguments = GRPOConfig(**{**settings.training, "bf16": False, "use_cpu": True})
+    size = footprint(settings, config, arguments, None)
+    assert size.parameters == size.trainable == 1_543_714_304
+    held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
+    assert held == 5 * 2 * size.parameters
+    assert size.disk == 2 * size.parameters * (1 + 3 * 3)  # the model; two checkpoints kept and one being written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--training.learnin_rate", "1"],
+            "error: training.learnin_rate: unknown, did you mean training.learning_rate?",
+        ),
+        (["--config", "demo/config.yaml", "--prompts.column", "question"], "error: prompts.column: 'question'"),
+        ([], "error: machine: no CUDA GPU found; `make demo`"),
+    ],
+)
+def test_the_real_command_line_exits_with_2_and_one_line(arguments, words, policy):
+    command = [sys.executable, "train_grpo.py", *arguments, "--model.pretrained_model_name_or_path", policy]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(words)
