@@ -3,7 +3,7 @@ PYTHON ?= python3
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 # make demo-hacked: the demo without its answer reward
-.PHONY: demo demo-hacked train test faults lint gpu
+.PHONY: demo demo-hacked train test faults lint resolve gpu
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
 
@@ -22,6 +22,10 @@ faults: .venv/installed  # stopped at every step, killed at every file: 4 minute
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+resolve: .venv/installed  # can `make gpu` be installed? all but flash-attn, which is compiled there
+	grep -v flash-attn requirements-gpu.txt | cat requirements.txt - | .venv/bin/uv pip compile --quiet --output-file /dev/null \
+	    --python-version 3.12 --python-platform x86_64-manylinux_2_28 -
 
 gpu: .venv/installed  # flash-attn, vLLM: optional, see requirements-gpu.txt
 	.venv/bin/pip install wheel ninja

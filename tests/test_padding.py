@@ -3,19 +3,34 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GPT2Config, GPT2LMHeadModel, Qwen2Config
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.padding import by_length
+from harness.padding import by_length, positions_are_relative
 from harness.trainer import Trainer
 
 LENGTHS = [3, 17, 4, 9, 0, 8, 30, 4]  # of the completions; one is masked whole, as one that was cut off can be
 PROMPTS = [5, 7, 6, 5, 5, 5, 6, 5]
 
 
-@pytest.fixture(params=[1, 2], ids=["one process", "several"])
+def save_gpt2(folder, vocabulary: int) -> None:
+    """A random model that learns its positions, from 0 to 63: a shift changes what it says."""
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0}
+    config = GPT2Config(vocab_size=vocabulary, **shape, attn_pdrop=0, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+CASES = {"one process": (1, False), "several": (2, False), "absolute positions": (1, True)}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
 def both(policy, tmp_path, request):
     """(TRL's trainer, ours), of the same policy."""
+    processes, absolute = request.param
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    if absolute:
+        save_gpt2(policy := tmp_path / "gpt2", len(tokenizer))
     arguments = {"use_cpu": True, "bf16": False, "num_generations": 8, "beta": 0.04, "gradient_checkpointing": False}
     trainers = [
         trainer(
@@ -23,11 +38,11 @@ def both(policy, tmp_path, request):
             reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
             args=GRPOConfig(output_dir=tmp_path, report_to="none", top_entropy_quantile=0.5, **arguments),
             train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
-            processing_class=AutoTokenizer.from_pretrained(policy),
+            processing_class=tokenizer,
         )
         for trainer in (GRPOTrainer, Trainer)
     ]
-    trainers[1].accelerator.state._shared_state["num_processes"] = request.param
+    trainers[1].accelerator.state._shared_state["num_processes"] = processes
     yield trainers
     trainers[1].accelerator.state._shared_state["num_processes"] = 1
 
@@ -76,3 +91,16 @@ def test_groups_hold_every_row_once_and_little_padding():
     padded = sum(len(group) * int(mask[group].sum(1).max()) for group in groups)
     assert padded <= 8 / 7 * mask.sum() < 8 * 30
     assert max(len(group) for group in by_length(mask, 2, split=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "relative"),
+    [
+        (Qwen2Config(), True),  # rotary
+        (GPT2Config(), False),  # learned
+        (BloomConfig(), False),  # ALiBi, which its configuration does not say: the left stays, and nothing is wrong
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_which_positions_are_relative(config, relative):
+    assert positions_are_relative(config) is relative
