@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM, ProgressCallback
 
     from harness.check import check_machine, check_run
-    from harness.checkpoints import Checkpoints, check_same_run, newest_complete, sole_run
+    from harness.checkpoints import Checkpoints, newest_complete, sole_run
     from harness.loading import load_data, load_policy, load_reward_model
+    from harness.record import check_same_rewards_and_data, check_same_settings, note_other_rewards, write_record
     from harness.report import Progress, Report
     from harness.rewarding import build_rewards
     from harness.trainer import Trainer
@@ -31,10 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     check_machine(settings)
     args, lora = training_arguments(settings)
     if settings.resume:
-        check_same_run(settings, args.output_dir)
+        check_same_settings(settings, args.output_dir)
     policy = load_policy(settings)
     data = load_data(settings, policy.tokenizer)
-    rewards = build_rewards(settings.rewards)
+    if settings.resume:
+        check_same_rewards_and_data(data, args.output_dir)
+    note_other_rewards(settings)
+    rewards = build_rewards(settings, data.train.column_names)
+    args.reward_weights = [entry["weight"] for entry in settings.rewards.values()]
     check_run(settings, args, lora, policy, data, rewards)
     if settings.check:
         return
@@ -51,12 +56,14 @@ def main(arguments: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora,
         )
-        report, checkpoints = Report(trainer, settings, data.held_out), Checkpoints(trainer, checkpoint)
+        report, checkpoints = Report(trainer, settings, data), Checkpoints(trainer, checkpoint)
         trainer.remove_callback(ProgressCallback)
         for callback in (Progress(), report.watch, report, checkpoints):
             trainer.add_callback(callback)
+        if args.process_index == 0:
+            write_record(settings, data, args.output_dir)
         report.begin()
-        with checkpoints.full_disk_reported():
+        with checkpoints.rescue():
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
             trainer.save_state()

@@ -19,6 +19,7 @@ def model_card(
     trainer: GRPOTrainer,
     settings: Settings,
     samples: list[dict[str, Any]],
+    rows: str,
     warnings: list[str],
     status: str,
     seconds: float,
@@ -27,6 +28,7 @@ def model_card(
 
     Args:
         samples: the lines of samples.jsonl.
+        rows: Data.in_words().
         status: a sentence in front of all else where the run is unfinished or failed, else empty.
         seconds: how long the run has taken.
     """
@@ -44,6 +46,7 @@ def model_card(
     facts = {
         "steps": f"{state.global_step:,} of {state.max_steps:,}, {completions:,} completions",
         "time": f"{seconds / 60:.1f} minutes on {args.world_size} x {device}",
+        "prompts": rows,
         "generated": f"about {generated:,.0f} tokens",
         "learning rate, beta": f"{args.learning_rate:g}, {args.beta:g}",
         "completions": f"{args.num_generations} a prompt, temperature {args.temperature:g}",

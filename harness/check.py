@@ -41,6 +41,8 @@ class Footprint:
 def check_machine(settings: Settings) -> None:
     """Can these settings run on this machine at all? Raises UserError."""
     training = settings.training
+    if settings.check and not training.get("use_cpu") and not torch.cuda.is_available():
+        return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
     if training.get("use_vllm") and find_spec("vllm") is None:
         raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
     if training.get("use_cpu"):
@@ -121,11 +123,10 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
 
 
 def check_rewards(settings: Settings, built: list[Callable | str], dataset: Dataset) -> None:
-    """Call each reward function on two completions with a real row, as strings and as messages; raises UserError."""
+    """Call each reward function once, on two completions of a real row; raises UserError."""
     row = dataset[0]
     others = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
-    texts = ["", "Yes: 42 ✨"]
-    as_messages = [[{"role": "assistant", "content": text}] for text in texts]
+    completions = [[{"role": "assistant", "content": text}] for text in ("", "Yes: 42 ✨")]
     for name, reward in zip(settings.rewards, built, strict=True):
         where = f"rewards.{name}"
         if isinstance(reward, str):
@@ -137,9 +138,11 @@ def check_rewards(settings: Settings, built: list[Callable | str], dataset: Data
         if missing := sorted(set(columns(reward_functions()[name])) - set(dataset.column_names)):
             problem = f"needs the column {', '.join(missing)}, but the data has {', '.join(dataset.column_names)}"
             raise settings.error(where, f"{problem}; set rewards.{name}: null to leave the reward out")
+        if taken := sorted(set(settings.rewards[name]) & set(dataset.column_names)):
+            problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
+            raise settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
         try:
-            for completions in (texts, as_messages):
-                score(reward, [row["prompt"]] * 2, completions, others, TrainerState())
+            score(reward, [row["prompt"]] * 2, completions, others, TrainerState())
         except RewardError as error:
             raise UserError(str(error)) from error
 
@@ -214,11 +217,10 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], add_generation_prompt=True, tokenize=False)
-    counts = f"{len(data.train):,} to train on, {len(data.held_out)} held out, {data.dropped:,} dropped (too long)"
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),
         ("attention", f"{policy.attention or 'as the model prefers'}{policy.fallback and f' ({policy.fallback})'}"),
-        ("prompts", counts),
+        ("prompts", data.in_words()),
         ("first prompt", first),
         ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions"),
         ("the run", f"{steps:,} optimizer steps, {calls:,} generation calls of {sampled}"),
@@ -227,6 +229,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     for i, (name, entry) in enumerate(settings.rewards.items()):
         details = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "weight")
         rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{f' ({details})' if details else ''}"))
+    rows.append(("", "each was called once to check it, on two completions"))
     total = sum(size.memory.values())
     parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in size.memory.items() if value >= 0.05 * GB)
     rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
@@ -241,8 +244,11 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
 
 
 def _fit(needed: float, args: GRPOConfig, settings: Settings) -> list[str]:
-    if args.use_cpu or not torch.cuda.is_available():
+    if settings.training.get("use_cpu"):
         return []
+    if not torch.cuda.is_available():
+        fits = [f"{size} GB {'fits' if needed < 0.95 * size * GB else 'too small'}" for size in (16, 24, 40, 80, 141)]
+        return [f"GPUs: {', '.join(fits)}"]
     has = torch.cuda.get_device_properties(0).total_memory
     if needed < 0.95 * has:
         return [f"the GPU has {has / GB:.0f} GB"]

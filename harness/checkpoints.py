@@ -18,20 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainingArguments
 
-from harness.exits import RunError, Stopped, UserError, first_line
-from harness.settings import Settings
+from harness.exits import RunError, Stopped, UserError, first_line, write_whole
+from harness.rewarding import RewardUnreachable
 from harness.trainer import Trainer
 
 MANIFEST = "manifest.json"
 DISK_FULL = ("No space left", "Disk quota", "unexpected pos", "PytorchStreamWriter")  # the last two are torch.save's
 FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it will not find a scale
-# What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
-# samples from the same random state).
-FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "log_", "disable_tqdm", "output_dir")
 
 
 class Checkpoints(TrainerCallback):
@@ -50,16 +46,16 @@ class Checkpoints(TrainerCallback):
         self.skipped = 0
         self.uploads: list[Future] = []
         self.signal: int | None = None
+        self.handlers: dict[int, Any] = {}
+        self.after_step: tuple | None = None  # see Trainer.random_and_batch
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.limit, args.save_total_limit = (
-            args.save_total_limit,
-            None,
-        )  # or upstream would delete before we have sealed
+        # Upstream would delete older checkpoints before the new one is sealed.
+        self.limit, args.save_total_limit = args.save_total_limit, None
         if self.resumed_from is None:
             return
-        self.trainer.load_generation_batch(self.resumed_from)
+        self.trainer.load_extras(self.resumed_from)
         if args.shuffle_dataset:
             batches = train_dataloader.batch_sampler
             sampler = getattr(batches, "batch_sampler", batches).sampler  # inside, where there are several processes
@@ -90,13 +86,15 @@ class Checkpoints(TrainerCallback):
             self.signal = int(stop)
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
+        control.should_log |= control.should_save  # so that after resuming no log is of half its steps
+        self.after_step = self.trainer.random_and_batch()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save &= self.saved != state.global_step  # by a stop in the epoch's last step
 
     def on_save(self, args, state, control, **kwargs):
         if not args.save_only_model:
-            self.trainer.save_generation_batch(_checkpoint(args.output_dir, state.global_step))
+            self.trainer.save_extras(_checkpoint(args.output_dir, state.global_step))
         args.distributed_state.wait_for_everyone()  # each process saves its own random state
         self.saved = state.global_step
         if state.is_world_process_zero:
@@ -124,31 +122,44 @@ class Checkpoints(TrainerCallback):
         if self.sealed:
             self.sealed.result()
         args.distributed_state.wait_for_everyone()  # a launcher ends all processes once one has ended
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
         if self.signal:
             on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
             raise Stopped(self.signal, f"checkpoint-{self.saved} is complete; {on}")
 
     @contextmanager
-    def full_disk_reported(self) -> Iterator[None]:
-        """One line for what torch or safetensors say when the disk is full; no half-written checkpoint stays."""
+    def rescue(self) -> Iterator[None]:
+        """To be put around training and saving: saves what can be saved of a run that fails, and says what to do."""
         try:
             yield
+        except RewardUnreachable as error:
+            kept = "the run goes on from its newest checkpoint with --resume"
+            if self.after_step and self.trainer.args.world_size == 1:
+                if self.saved != self.trainer.state.global_step:
+                    self.trainer.save_checkpoint_of_last_step(self.after_step)
+                    self.sealed.result()
+                kept = f"checkpoint-{self.saved} is complete; the same command with --resume goes on"
+            raise RunError(f"{error}; {kept}") from error
         except Exception as error:
             if not any(words in str(error) for words in DISK_FULL):
                 raise
-            trainer, folder = self.trainer, self.trainer.args.output_dir
-            state = trainer.optimizer.state.values() if trainer.optimizer else ()
-            tensors = [*trainer.model.parameters(), *(t for v in state for t in v.values() if torch.is_tensor(t))]
-            needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
-            newest = _checkpoint(folder, trainer.state.global_step)
-            if newest.name != f"checkpoint-{self.saved}" and not (newest / MANIFEST).exists():
-                shutil.rmtree(newest, ignore_errors=True)
-            raise RunError(
-                f"{folder}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older checkpoints "
-                "are intact; make room and go on with --resume"
-            ) from error
+            self._report_full_disk(error)
+        finally:
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+
+    def _report_full_disk(self, error: Exception) -> None:
+        """One line for what torch or safetensors say; no half-written checkpoint stays."""
+        trainer, folder = self.trainer, self.trainer.args.output_dir
+        state = trainer.optimizer.state.values() if trainer.optimizer else ()
+        tensors = [*trainer.model.parameters(), *(t for v in state for t in v.values() if torch.is_tensor(t))]
+        needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
+        newest = _checkpoint(folder, trainer.state.global_step)
+        if newest.name != f"checkpoint-{self.saved}" and not (newest / MANIFEST).exists():
+            shutil.rmtree(newest, ignore_errors=True)
+        raise RunError(
+            f"{folder}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older checkpoints are "
+            "intact; make room and go on with --resume"
+        ) from error
 
 
 @contextmanager
@@ -183,13 +194,6 @@ def seal(checkpoint: Path) -> None:
     }
     entries = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
     write_whole(checkpoint / MANIFEST, json.dumps(entries, indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` so that a kill or a full disk leaves the old file or the new one, and never half of one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def fault(checkpoint: Path) -> str | None:
@@ -230,35 +234,6 @@ def newest_complete(output_dir: str) -> Path:
         f"training.output_dir: {output_dir} has no complete checkpoint ({len(checkpoints)} tried) to resume from; "
         "start anew without --resume in another folder"
     )
-
-
-def check_same_run(settings: Settings, output_dir: str) -> None:
-    """Refuse to continue a run with settings that change what is trained; raises UserError with old and new values."""
-    path = Path(output_dir) / "config.yaml"
-    try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; there is no run to resume, leave --resume out") from error
-    except (ValueError, yaml.YAMLError):
-        old = None
-    if not isinstance(old, dict):
-        raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
-    old, new = _flat(old), _flat(settings.given)
-    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
-    if differ:
-        changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
-        raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
-
-
-def _is_free(key: str) -> bool:
-    section, _, name = key.partition(".")
-    return section == "samples" or (section == "training" and name.startswith(FREE))
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict) or not settings:
-        return {prefix.removesuffix("."): settings}
-    return {key: value for name, part in settings.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
 
 
 def _numbered(output_dir: str) -> list[Path]:

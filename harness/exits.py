@@ -35,6 +35,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` so that a kill or a full disk leaves the old file or the new one, and never half of one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 @contextmanager
 def failures_logged(folder: str) -> Iterator[None]:
     """Turn what is raised inside into a RunError of one line, with the traceback in `folder`/error.log."""

@@ -1,11 +1,16 @@
 """Loading: the policy without its weights, an attention that works here, reward models, and prompts from the data."""
 
 import difflib
+import hashlib
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import xxhash
 from datasets import Dataset, IterableDataset, load_dataset
 from transformers import (
     AutoConfig,
@@ -24,7 +29,8 @@ from harness.settings import Settings
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 # TRL or we pass something else under these names, or TRL reads them as more than a column for the rewards.
 TAKEN = {"prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length"}
+TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length", "prompt_hash"}
+USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 NOT_ON_THE_HUB = {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
 HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}
 
@@ -41,11 +47,23 @@ class Policy:
 
 @dataclass
 class Data:
-    """Rows with a column `prompt` of chat messages: to train on, never trained on; and how many were too long."""
+    """Rows with a column `prompt` of chat messages: to train on, and never trained on; and what became of each row."""
 
     train: Dataset
     held_out: Dataset
-    dropped: int
+    counts: dict[str, int]
+
+    def in_words(self) -> str:
+        """`291 read: 283 to train on, 8 held out`, and what else there was."""
+        some = [f"{count:,} {what}" for what, count in self.counts.items() if count or what == "held out"]
+        return f"{some[0]}: {', '.join(some[1:])}"
+
+    def sha256(self) -> str:
+        """Of the rows trained on, in their order."""
+        digest = hashlib.sha256()
+        for batch in self.train.iter(1000):
+            digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
 
 def load_policy(settings: Settings) -> Policy:
@@ -101,43 +119,98 @@ def load_reward_model(name: str) -> torch.nn.Module:
 def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     """Load `dataset`, make `prompts` of it with the policy's chat template, hold `samples.held_out` rows out.
 
-    A prompt over `prompts.max_length` tokens, the template and its generation prompt included, is dropped.
+    A prompt over `prompts.max_length` tokens, the template and its generation prompt included, is dropped. A question
+    that is held out is not trained on under another row number either.
     """
     prompts = settings.prompts
-    rows = _load_rows(settings)
-    if prompts.column not in rows.column_names:
-        near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
-        usual = [name for name in ("query", "question", "prompt", "instruction", "input") if name in rows.column_names]
-        likely = f"did you mean {(near + usual)[0]}?" if near + usual else "choose one of them"
-        problem = f"{prompts.column!r} is no column of the data, which has {', '.join(rows.column_names)}; {likely}"
-        raise settings.error("prompts.column", problem)
-    rows = _without_empty_questions(settings, rows)
+    rows = _renamed(settings, _load_rows(settings))
     if taken := sorted(TAKEN & set(rows.column_names) - {prompts.column}):
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 
-    system = [{"role": "system", "content": prompts.system}] if prompts.system else []
-
     def add_prompts(batch: dict[str, list]) -> dict[str, list]:
-        messages = [system + [{"role": "user", "content": question}] for question in batch[prompts.column]]
-        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        return {"prompt": messages, "prompt_length": [len(ids) for ids in tokens]}
+        messages = [_as_messages(question, prompts.system) for question in batch[prompts.column]]
+        asked = [conversation for conversation in messages if conversation]
+        tokens = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"] if asked else []
+        lengths = map(len, tokens)
+        return {
+            "prompt": messages,
+            "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
+            "prompt_hash": [xxhash.xxh64_intdigest(repr(conversation).encode()) >> 1 for conversation in messages],
+        }
 
     rows = rows.map(add_prompts, batched=True, desc="Chat template")
-    kept = range(len(rows))
-    if prompts.max_length is not None:
-        kept = [i for i, length in enumerate(rows["prompt_length"]) if length <= prompts.max_length]
-    if not kept:
+    lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
+    empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
+    if empty.any() and not prompts.drop_empty:
+        first = [int(i) for i in empty.nonzero()[0][:5]]
         problem = (
-            f"no prompt is left; the shortest of {len(rows):,} has {min(rows['prompt_length'])} tokens after the chat "
-            f"template, {prompts.max_length} are allowed; raise it"
+            f"{empty.sum()} of {len(rows):,} questions are no text (rows {', '.join(map(str, first))}, the first "
+            f"{rows[first[0]][prompts.column]!r}); fix the data, or set prompts.drop_empty: true"
+        )
+        raise settings.error("prompts.column", problem)
+    kept = (~empty & ~too_long).nonzero()[0]
+    if not len(kept):
+        problem = (
+            f"no prompt is left; the shortest of {len(rows):,} has {lengths.min()} tokens after the chat template, "
+            f"{prompts.max_length} are allowed; raise it"
         )
         raise settings.error("prompts.max_length", problem)
-    usable = rows.select(kept).remove_columns("prompt_length")
+    firsts = kept[np.sort(np.unique(hashes[kept], return_index=True)[1])]  # of rows with the same question
     seed = settings.training.get("seed", GRPOConfig.seed)
-    held_out = random.Random(seed).sample(range(len(usable)), min(settings.samples.held_out, len(usable)))
-    trained = sorted(set(range(len(usable))) - set(held_out))
-    return Data(usable.select(trained), usable.select(sorted(held_out)), len(rows) - len(kept))
+    held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts)))
+    known = np.isin(hashes[kept], hashes[held_out])
+    different = kept[~known]
+    trained = np.setdiff1d(firsts, held_out) if prompts.drop_duplicates else different
+    repeated = len(different) - (len(firsts) - len(held_out))
+    counts = {
+        "read": len(rows),
+        "to train on": len(trained),
+        "held out": len(held_out),
+        "empty (dropped)": int(empty.sum()),
+        "too long (dropped)": int(too_long.sum()),
+        "the same as a held-out one (dropped)": int(known.sum()) - len(held_out),
+        f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": repeated,
+    }
+    usable = rows.remove_columns(["prompt_length", "prompt_hash"])
+    return Data(usable.select(trained), usable.select(sorted(held_out)), counts)
+
+
+def _renamed(settings: Settings, rows: Dataset) -> Dataset:
+    prompts, names = settings.prompts, rows.column_names
+    for old, new in (prompts.rename or {}).items():
+        if old not in names or new in names:
+            problem = (
+                f"{old!r} is no column of the data" if old not in names else f"the data has a column {new!r} already"
+            )
+            raise settings.error(f"prompts.rename.{old}", f"{problem}, which has {', '.join(names)}; fix the name")
+    rows = rows.rename_columns(prompts.rename or {})
+    if prompts.column not in rows.column_names:
+        near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
+        likely = near + [name for name in USUAL if name in rows.column_names]
+        hint = f"did you mean {likely[0]}?" if likely else "choose one of them"
+        problem = f"{prompts.column!r} is no column of the data, which has {', '.join(rows.column_names)}; {hint}"
+        raise settings.error("prompts.column", problem)
+    if isinstance(first := rows[0][prompts.column], list) and first and _role(first[-1]) == "assistant":
+        print("note: the data are conversations; where the last turn is the assistant's, it is cut off")
+    return rows
+
+
+def _as_messages(question: Any, system: str | None) -> list[dict[str, str]]:
+    """A question, or a conversation up to its last turn that is not the assistant's, as chat messages; [] for none."""
+    if isinstance(question, str):
+        messages = [{"role": "user", "content": question}] if question.strip() else []
+    else:
+        turns = question if isinstance(question, list) else []
+        turns = turns[:-1] if turns and _role(turns[-1]) == "assistant" else turns
+        texts = all(_role(turn) and isinstance(turn.get("content"), str) and turn["content"].strip() for turn in turns)
+        messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns] if texts else []
+    has_system = not messages or messages[0]["role"] == "system"
+    return messages if has_system or not system else [{"role": "system", "content": system}, *messages]
+
+
+def _role(turn: Any) -> str | None:
+    return turn.get("role") if isinstance(turn, dict) else None
 
 
 def loading_problem(name: str, error: BaseException) -> str:
@@ -174,17 +247,9 @@ def _load_rows(settings: Settings) -> Dataset:
         key = "data_files" if source.get("data_files") else "path"
         raise settings.error(f"dataset.{key}", loading_problem(str(source[key]), error)) from error
     if isinstance(rows, dict):
-        raise settings.error("dataset.split", f"none given; choose one of {', '.join(rows)}")
+        if len(rows) > 1:
+            raise settings.error("dataset.split", f"none given; choose one of {', '.join(rows)}")
+        (rows,) = rows.values()
+    if not len(rows):
+        raise settings.error("dataset.path", "the data have no rows; choose another file or split")
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
-
-
-def _without_empty_questions(settings: Settings, rows: Dataset) -> Dataset:
-    questions = rows[settings.prompts.column]
-    bad = [i for i, question in enumerate(questions) if not isinstance(question, str) or not question.strip()]
-    if bad and not settings.prompts.drop_empty:
-        problem = (
-            f"{len(bad)} of {len(rows):,} questions are no text (rows {', '.join(map(str, bad[:5]))}, the first "
-            f"{questions[bad[0]]!r}); fix the data, or set prompts.drop_empty: true"
-        )
-        raise settings.error("prompts.column", problem)
-    return rows.select(sorted(set(range(len(rows))) - set(bad))) if bad else rows

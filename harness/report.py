@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import ProgressCallback, TrainerCallback
@@ -16,9 +15,9 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.card import model_card, score_words
-from harness.checkpoints import write_whole
 from harness.curves import draw_curves, reward_means
-from harness.exits import RunError
+from harness.exits import RunError, write_whole
+from harness.loading import Data
 from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
 from harness.settings import Settings
@@ -55,13 +54,13 @@ class Report(TrainerCallback, ExportableState):
     `begin` is to be called before training, `finish` after it, both on every process.
     """
 
-    def __init__(self, trainer: GRPOTrainer, settings: Settings, held_out: Dataset):
-        self.trainer, self.settings = trainer, settings
+    def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
+        self.trainer, self.settings, self.data = trainer, settings, data
         weights = [entry["weight"] for entry in settings.rewards.values()]
         self.watch = Watch(dict(zip(trainer.reward_func_names, weights, strict=True)))
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
-        self.rows = sample_questions(settings, held_out)
+        self.rows = sample_questions(settings, data.held_out)
         self.before: list[dict[str, Any]] = []
         self.after: list[dict[str, Any]] | None = None
         self.start = self.next_drawing = time.monotonic()
@@ -72,8 +71,6 @@ class Report(TrainerCallback, ExportableState):
         self.watch.look_at_untrained(self.trainer.model)
         self.before = (self.settings.resume and self._read_before()) or answer(self.trainer, self.rows)
         if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / "config.yaml", self.settings.as_yaml())
             self.write()
 
     def _read_before(self) -> list[dict[str, Any]] | None:
@@ -172,5 +169,6 @@ class Report(TrainerCallback, ExportableState):
         step, failure = self.trainer.state.global_step, self.watch.failure
         status = "" if self.after is not None else f"**Unfinished: stopped, or still running, at step {step:,}.** "
         status = f"**Failed: {failure}.** " if failure else status
-        card = model_card(self.trainer, self.settings, self._samples(), self.watch.warnings, status, self.seconds)
+        rows, warnings = self.data.in_words(), self.watch.warnings
+        card = model_card(self.trainer, self.settings, self._samples(), rows, warnings, status, self.seconds)
         card.save(self.folder / "README.md")

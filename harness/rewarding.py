@@ -13,9 +13,14 @@ import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import tenacity
 
 from harness.exits import UserError, first_line
+
+if TYPE_CHECKING:
+    from harness.settings import Settings
 
 try:
     import rewards
@@ -27,8 +32,15 @@ HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's
 FLAT = 1e-3  # a spread within a group below this is noise, which scaling by the group blows up to full advantages
 
 
+RETRY_SECONDS = 1  # before the second try; twice as long before each one after it
+
+
 class RewardError(Exception):
     """A reward did what it must not; the message names the function, the row, the completion and the value."""
+
+
+class RewardUnreachable(RewardError):
+    """A reward that asks over the network got no answer."""
 
 
 def reward_functions() -> dict[str, Callable]:
@@ -68,20 +80,40 @@ def title(name: str) -> str:
     return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"
 
 
-def build_rewards(entries: dict[str, dict[str, Any]]) -> list[Callable | str]:
-    """For each entry of the section `rewards` its function, with its settings and checked, or a reward model's name."""
-    functions, built = reward_functions(), []
-    for name, entry in entries.items():
+def build_rewards(settings: "Settings", data_columns: list[str]) -> list[Callable | str]:
+    """For each entry of the section `rewards` its function, with its settings and checked, or a reward model's name.
+
+    A reward of weight 0 that needs a column which the data do not have is left out of `settings.rewards`, and said so.
+    """
+    functions, built, entries = reward_functions(), [], {}
+    for name, entry in settings.rewards.items():
+        missing = set(columns(functions[name])) - set(data_columns) if name in functions else set()
+        if missing and not entry["weight"]:
+            print(f"note: {name}, of weight 0, is left out, as the data have no column {', '.join(sorted(missing))}")
+            continue
         arguments = {key: value for key, value in entry.items() if key != "weight"}
         built.append(checked(name, functools.partial(functions[name], **arguments)) if name in functions else name)
+        entries[name] = entry
+    settings.rewards = entries
     return built
 
 
 def checked(name: str, reward: Callable) -> Callable:
     """`reward`, called by the name `name`, with every result checked; raises RewardError.
 
-    It also logs the mean length in characters, and the share of groups in which all completions score alike.
+    A call that fails for want of a connection, or by a time-out, is tried again three times. Each call logs the mean
+    length in characters, and the share of groups in which all completions score alike.
     """
+    retry = tenacity.retry(
+        retry=tenacity.retry_if_exception(_is_network),
+        stop=tenacity.stop_after_attempt(4),
+        wait=tenacity.wait_exponential(RETRY_SECONDS),
+        before_sleep=lambda call: print(
+            f"warning: rewards.{name}: {first_line(call.outcome.exception())}; trying again"
+        ),
+        reraise=True,
+    )
+    ask = retry(reward)
 
     def check(values: Any, prompts: list, completions: list, log_metric: Callable) -> list[float | None]:
         values = _one_number_each(name, values, prompts, completions)
@@ -90,23 +122,30 @@ def checked(name: str, reward: Callable) -> Callable:
         log_metric(f"rewards/{name}/flat_groups", flat_groups(values, prompts))
         return values
 
+    def failed(error: Exception, prompts: list, completions: list, others: dict[str, Any]) -> RewardError:
+        if _is_network(error):
+            return RewardUnreachable(f"rewards.{name}: cannot be reached ({_words(error)}), after four tries")
+        row = None
+        if not inspect.iscoroutinefunction(reward):
+            row = _first_row_that_raises(reward, prompts, completions, others)
+        where = "" if row is None else f" on {_row(row, prompts, completions)}"
+        return RewardError(f"rewards.{name}: raised {_words(error)}{where}; fix it in rewards.py")
+
     if inspect.iscoroutinefunction(reward):
 
         async def call(prompts, completions, **others):
             try:
-                values = await reward(prompts=prompts, completions=completions, **others)
+                values = await ask(prompts=prompts, completions=completions, **others)
             except Exception as error:
-                raise RewardError(f"rewards.{name}: raised {_words(error)}; fix it in rewards.py") from error
+                raise failed(error, prompts, completions, others) from error
             return check(values, prompts, completions, others["log_metric"])
     else:
 
         def call(prompts, completions, **others):
             try:
-                values = reward(prompts=prompts, completions=completions, **others)
+                values = ask(prompts=prompts, completions=completions, **others)
             except Exception as error:
-                row = _first_row_that_raises(reward, prompts, completions, others)
-                where = "" if row is None else f" on {_row(row, prompts, completions)}"
-                raise RewardError(f"rewards.{name}: raised {_words(error)}{where}; fix it in rewards.py") from error
+                raise failed(error, prompts, completions, others) from error
             return check(values, prompts, completions, others["log_metric"])
 
     call.__name__ = name  # TRL logs a reward under its function's name
@@ -137,6 +176,14 @@ def main() -> None:
     for text in texts:
         scores = [score(f, [""], [text], {})[0] for f in functions.values()]
         print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), text]))
+
+
+def _is_network(error: BaseException) -> bool:
+    """A lost connection or a time-out, as Python, requests, httpx, aiohttp and the clients of judges name them."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(
+        names & {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "APIConnectionError", "URLError"}
+    )
 
 
 def _one_number_each(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:

@@ -8,7 +8,7 @@ import math
 import operator
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ MOVED = {  # upstream's keys that are set elsewhere here
     "training.trust_remote_code": "set model.trust_remote_code",
     "training.remove_unused_columns": "leave it out; the rewards need the data's columns",
     "training.resume_from_checkpoint": "run the same command with --resume",
+    "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
@@ -46,6 +47,7 @@ STRICTER = {
     "learning_rate beta": kinds.NonNegativeFloat,
     "output_dir": kinds.NotEmptyStr,
 }
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 ONE_WORD_OF = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
 # For the parser, to which a dot is a level and a hyphen an underscore, in a reward model's name.
 ESCAPED, PLAIN = str.maketrans(".-", "\u2024\u2010"), str.maketrans("\u2024\u2010", ".-")
@@ -56,10 +58,12 @@ class Prompts:
     """How rows of the data set become prompts; config.yaml says what each one is for."""
 
     column: str
+    rename: dict[str, str] | None = None
     system: str | None = None
     max_length: kinds.PositiveInt | None = None
     limit: kinds.PositiveInt | None = None
     drop_empty: bool = False
+    drop_duplicates: bool = False
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Samples:
 class Settings:
     """The sections of config.yaml, in upstream's types; only what was asked for is there, so defaults stay upstream's.
 
-    `given` is the same as plain YAML; `places` says in which file and line a key was set.
+    `given` is the same as plain YAML; `places`: file and line by key; `files`: those of --config.
     """
 
     model: dict[str, Any]
@@ -86,6 +90,7 @@ class Settings:
     samples: Samples
     given: dict[str, Any]
     places: dict[str, str]
+    files: list[Path] = field(default_factory=list)
     resume: bool = False
     check: bool = False
 
@@ -107,24 +112,25 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     options, values = _command_line(arguments, description)
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
-    for file in [ROOT / "config.yaml", *map(Path, options.config)]:
+    for file in [ROOT / "config.yaml", *options.config]:
         content, lines = _read_yaml(file)
         alone = set(SECTIONS) <= set(content)
-        merged, places = (content, lines) if alone else (_laid_over(merged, content), places | lines)
-    for key, text in values.items():
-        value = yaml.load(text, Loader=_Loader)
-        # Anything else is parsed with its key's type, so that a name may look like a number.
-        value = value if isinstance(value, dict | list) or text == "null" else text
+        merged, places = (content, lines) if alone else (_over(merged, content), places | lines)
+    typed: dict[str, Any] = {}
+    for key, value in values.items():
         *parents, name = _parts(key)
         places[key] = ""  # the command line
         for i, part in enumerate([name, *reversed(parents)]):
             value = {part: value}
             places.setdefault(".".join(parents[: len(parents) - i]), "")
-        _check_sections(value, {})
-        merged = _laid_over(merged, value)
+        typed = _laid_over(typed, value)
+    _check_sections(typed, {})
+    merged = _over(merged, typed)
+    places = {key: place for key, place in places.items() if key.partition("dataset.")[2] in ("", *merged["dataset"])}
+    merged["dataset"] = _with_builder(merged["dataset"])
     merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     settings = _parsed(merged, places)
-    settings.resume, settings.check = options.resume, options.check
+    settings.files, settings.resume, settings.check = options.config, options.resume, options.check
     if options.print_config:
         print(settings.as_yaml(), end="")
         sys.exit()
@@ -133,17 +139,19 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
 
 def training_arguments(settings: Settings):
     """(GRPOConfig, LoraConfig or None) of the settings; raises UserError with what upstream says against them."""
+    import torch
     from peft import LoraConfig
     from trl import GRPOConfig
 
     elsewhere = {
         key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
     }
-    section = "training"
+    section, here = "training", {"eval_on_start": False} if settings.resume else {}  # it was done at the start
+    if settings.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
+        here |= {"use_cpu": True, "bf16": False, "fp16": False}
     try:
         arguments = GRPOConfig(
-            **settings.training,
-            reward_weights=[entry["weight"] for entry in settings.rewards.values()],
+            **{**settings.training, **here},
             trust_remote_code=settings.model.get("trust_remote_code", False),
             model_init_kwargs=elsewhere or None,  # for the reference model, which TRL loads by the policy's name
         )
@@ -157,8 +165,8 @@ def training_arguments(settings: Settings):
         raise UserError(f"{section}: {message}; fix the value") from error
 
 
-def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, dict[str, str]]:
-    """(the switches and files, the text by dotted key of each `--section.key VALUE`)."""
+def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """(the switches and files, the value by dotted key of each `--section.key VALUE`)."""
     parser = argparse.ArgumentParser(
         prog="train_grpo.py",
         usage="train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--resume | --check | --print_config]",
@@ -168,7 +176,9 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         allow_abbrev=False,
     )
     versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets", "peft"))
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="lay FILE over config.yaml")
+    parser.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="lay FILE over config.yaml"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
@@ -181,7 +191,11 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
             raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
-        values[name[2:]] = value if equals else rest.pop(0)
+        text = value if equals else rest.pop(0)
+        try:  # anything else is parsed with its key's type, so that a name may look like a number
+            values[name[2:]] = yaml.load(text, Loader=_Loader) if text == "null" or text[:1] in ("[", "{") else text
+        except yaml.YAMLError as error:
+            raise UserError(f"{name[2:]}: not YAML: {' '.join(str(error).split())}; fix the value") from None
     return options, values
 
 
@@ -229,9 +243,37 @@ def _laid_over(base: dict, overlay: dict) -> dict:
     """`overlay` over `base`, mapping by mapping, so that a few lines change a few values."""
     result = dict(base)
     for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        result[key] = _laid_over(base[key], value) if both else value
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _laid_over(result[key], value) if both else value
     return result
+
+
+def _over(merged: dict, overlay: dict) -> dict:
+    """`overlay` over the settings; where it names other data, nothing stays of the section `dataset` below it."""
+    source = overlay.get("dataset", {})
+    files_of_the_same_format = _ending(source) is None and merged.get("dataset", {}).get("path") in FORMATS.values()
+    if "path" in source or ("data_files" in source and not files_of_the_same_format):
+        merged = {**merged, "dataset": {}}
+    return _laid_over(merged, overlay)
+
+
+def _ending(source: dict[str, Any]) -> str | None:
+    """The ending of the files, or of the first of them, that the section `dataset` names, if it is one of FORMATS."""
+    files = source.get("data_files") or source.get("path")
+    while isinstance(files, dict | list) and files:
+        files = next(iter(files.values() if isinstance(files, dict) else files))
+    path = Path(str(files))
+    return None if path.is_dir() else next((end for end in reversed(path.suffixes) if end in FORMATS), None)
+
+
+def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
+    """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
+    ending, files = _ending(source), source.get("data_files")
+    if ending is None or (source.get("path") and files):
+        return source
+    defaults = {} if isinstance(files, dict) else {"split": "train"}
+    defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
+    return {**defaults, **source, "path": FORMATS[ending], "data_files": files or source["path"]}
 
 
 def _parts(key: str) -> list[str]:

@@ -3,23 +3,29 @@
 These private names of upstream are used here and nowhere else; tests/test_upstream.py fails where one of them moves:
     _get_per_token_logps_and_entropies   scoring without padding has no public hook
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
+    _save_checkpoint                     a reward that cannot be reached ends a run where no event asks for a save
     _init_training_state                 resumed from its last step, a run would take one step more
 """
 
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from trl import GRPOTrainer
 
 from harness.exits import RunError, first_line
 from harness.padding import by_length, positions_are_relative, without_padding
+
+REFERENCE = "reference_model.safetensors"
 
 
 class Trainer(GRPOTrainer):
     def save_model(self, output_dir=None, _internal_call=False):
         """Every save begins here; raises RunError where the weights are not finite."""
         trained = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
-        if not all(torch.stack([weight.isfinite().all() for weight in trained]).tolist()):
+        if not torch.nn.utils.get_total_norm(trained).isfinite():
             raise RunError(
                 f"step {self.state.global_step}: weights are no longer finite, and were not saved; start anew with "
                 "a lower training.learning_rate"
@@ -39,17 +45,38 @@ class Trainer(GRPOTrainer):
                 f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
             ) from error
 
-    def save_generation_batch(self, checkpoint: Path) -> None:
-        """Keep what is left of the generation batch beside a checkpoint, so that it is not sampled anew."""
+    def save_extras(self, checkpoint: Path) -> None:
+        """What upstream leaves out of a checkpoint: the rest of the generation batch, and a reference that moves."""
         if self._step % (self.args.steps_per_generation * self.num_iterations):
             torch.save((self._step, self._buffered_inputs), self._generation_batch(checkpoint))
+        if self.args.sync_ref_model and self.is_world_process_zero():
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
 
-    def load_generation_batch(self, checkpoint: Path) -> None:
+    def load_extras(self, checkpoint: Path) -> None:
         if (file := self._generation_batch(checkpoint)).exists():
             self._step, self._buffered_inputs = torch.load(file, map_location=self.args.device, weights_only=True)
+        if self.args.sync_ref_model:
+            load_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
 
     def _generation_batch(self, checkpoint: Path) -> Path:
         return checkpoint / f"generation_batch_{self.args.process_index}.pt"
+
+    def random_and_batch(self) -> tuple:
+        """The random state and the generation batch as they are now; nothing is copied but the former."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random_state = (random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+        return random_state, (self._step, self._buffered_inputs)
+
+    def save_checkpoint_of_last_step(self, after_step: tuple) -> None:
+        """Save as after the last complete step, from within the next; `after_step`: random_and_batch() of that time."""
+        (python, numpy, cpu, cuda), (self._step, self._buffered_inputs) = after_step
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        self._save_checkpoint(self.model, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others

@@ -173,7 +173,7 @@ def test_the_plan(tiny, capsys):
     plan = " ".join(capsys.readouterr().out.split())
     for words in (
         "1,030,560 parameters, all trained, float32",
-        "283 to train on, 8 held out, 0 dropped (too long)",
+        "291 read: 283 to train on, 8 held out",
         "<|im_start|>user⏎",
         "2 prompts x 4 = 8 completions",
         "4 optimizer steps, 2 generation calls of 16",

@@ -14,7 +14,7 @@ from harness.settings import Prompts, Samples, Settings
 def load_prompts(source, prompts, tokenizer, held_out=0):
     settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), given={}, places={})
     data = load_data(settings, tokenizer)
-    return data.train, data.dropped
+    return data.train, data.counts["too long (dropped)"]
 
 
 @pytest.fixture(scope="module")

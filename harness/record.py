@@ -1,0 +1,113 @@
+"""Record: what a run was started with, kept in its folder: settings, rewards.py, data; a resumed run must match it."""
+
+import difflib
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.exits import UserError, write_whole
+from harness.loading import Data
+from harness.rewarding import rewards
+from harness.settings import Settings
+
+# What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
+# samples from the same random state).
+FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "log_", "disable_tqdm", "output_dir")
+LONGER = ("training.max_steps", "training.num_train_epochs")
+
+
+def write_record(settings: Settings, data: Data, output_dir: str) -> None:
+    """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = {name: version(name) for name in ("trl", "transformers", "torch", "datasets")}
+    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards()), **versions}
+    write_whole(folder / "run.json", json.dumps(run, indent=1))
+    write_whole(folder / "rewards.py", _rewards())
+    write_whole(folder / "config.yaml", settings.as_yaml())
+
+
+def check_same_settings(settings: Settings, output_dir: str) -> None:
+    """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
+
+    More steps are no such change where the learning rate is constant: then they leave the steps before as they were.
+    """
+    path = Path(output_dir) / "config.yaml"
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; there is no run to resume, leave --resume out") from error
+    except (ValueError, yaml.YAMLError):
+        old = None
+    if not isinstance(old, dict):
+        raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
+    old, new = _flat(old), _flat(settings.given)
+    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
+    changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
+    if set(differ) <= set(LONGER):
+        longer = all((new.get(key) or 0) >= (old.get(key) or 0) for key in differ)
+        if longer and str(new.get("training.lr_scheduler_type")).startswith("constant"):
+            return
+        if differ and longer:
+            raise UserError(
+                f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
+                f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
+                f"--training.output_dir {output_dir}-more"
+            )
+    if differ:
+        raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
+
+
+def check_same_rewards_and_data(data: Data, output_dir: str) -> None:
+    """Refuse to go on with another rewards.py or other rows; raises UserError with what differs."""
+    folder = Path(output_dir)
+    try:
+        run, old = json.loads((folder / "run.json").read_text()), (folder / "rewards.py").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its run.json or rewards.py is missing or damaged ({error}); start a new run"
+        ) from error
+    if _sha256(_rewards()) != run["rewards_sha256"]:
+        back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"
+        raise UserError(f"--resume: rewards.py is not the run's: {difference(old, _rewards())}; {back}")
+    if data.sha256() != run["data_sha256"]:
+        rows = f"{run['rows']:,} rows then, {len(data.train):,} now"
+        raise UserError(f"--resume: the data are not the run's ({rows}); put them back, or start a new run")
+
+
+def note_other_rewards(settings: Settings) -> None:
+    """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
+    for file in settings.files:
+        theirs = file.with_name("rewards.py")
+        if theirs.exists() and (old := theirs.read_text(encoding="utf-8")) != _rewards():
+            print(f"warning: rewards.py is not the one that {file} was run with: {difference(old, _rewards())}")
+
+
+def difference(old: str, new: str) -> str:
+    """The first lines of a unified diff, in one line."""
+    lines = [line for line in difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")][2:]
+    changed = [line for line in lines if line[1:].strip() and not line.startswith("@@")]
+    return " | ".join(changed[:4]) + (f" | ... {len(changed) - 4} more lines" if len(changed) > 4 else "")
+
+
+def _rewards() -> str:
+    return Path(rewards.__file__).read_text(encoding="utf-8")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_free(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section == "samples" or (section == "training" and name.startswith(FREE))
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict) or not settings:
+        return {prefix.removesuffix("."): settings}
+    return {key: value for name, part in settings.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

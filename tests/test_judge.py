@@ -1,0 +1,119 @@
+"""A judge over the network, as a real local HTTP server: it delays, fails and recovers."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import pytest
+from conftest import ROOT
+
+import rewards
+import train_grpo
+from harness import rewarding
+from harness.checkpoints import fault, newest_complete
+from harness.exits import RunError
+
+
+class Judge(ThreadingHTTPServer):
+    """Scores a text by its length; hangs up while `down`, and on the first `fails`; counts what it is asked."""
+
+    request_queue_size = 128
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.url, self.delay, self.fails = f"http://127.0.0.1:{self.server_port}/", 0.0, 0
+        self.down, self.dies_after = False, None
+        self.asked, self.at_once, self.most_at_once, self.lock = 0, 0, 0, threading.Lock()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        """A client that is hung up on is no news."""
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_POST(self):
+        judge, text = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
+        with judge.lock:
+            judge.asked += 1
+            judge.at_once += 1
+            judge.most_at_once = max(judge.most_at_once, judge.at_once)
+            judge.down |= judge.dies_after is not None and judge.asked > judge.dies_after
+        time.sleep(judge.delay)
+        with judge.lock:
+            judge.at_once -= 1
+        if judge.down or judge.asked <= judge.fails:
+            return self.connection.close()
+        body = json.dumps({"score": len(text) / 100}).encode()
+        self.send_response(500 if text == "refused" else 200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """The tests' output is theirs."""
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """The server; `judge_reward` of examples/ stands in rewards.py as if the user had pasted it there."""
+    scope = {"__name__": "rewards"}
+    exec((ROOT / "examples/judge_reward.py").read_text(encoding="utf-8"), scope)
+    monkeypatch.setattr(rewards, "judge_reward", scope["judge_reward"], raising=False)
+    monkeypatch.setattr(rewarding, "RETRY_SECONDS", 0.01)
+    server = Judge()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def asked_about(judge, texts: list[str]) -> list[float | None]:
+    entries = {"judge_reward": {"weight": 1, "server": judge.url, "seconds": 2}}
+    settings = type("Some", (), {"rewards": entries})
+    (reward,) = rewarding.build_rewards(settings, [])
+    return rewarding.score(reward, ["?"] * len(texts), texts, {})
+
+
+def test_64_completions_are_asked_about_at_once(judge):
+    judge.delay = 0.5
+    begin = time.monotonic()
+    assert asked_about(judge, ["ab"] * 64) == [0.02] * 64
+    assert judge.most_at_once > 32 and time.monotonic() - begin < 16  # one after the other would take 32 s
+
+
+def test_a_row_that_the_judge_refuses_is_left_out(judge):
+    assert asked_about(judge, ["abc", "refused"]) == [0.03, None]
+
+
+def test_a_judge_that_recovers_is_asked_again(judge, capsys):
+    judge.fails = 3
+    assert asked_about(judge, ["abc"]) == [0.03]
+    assert capsys.readouterr().out.count("warning: rewards.judge_reward: ") == 3 and judge.asked == 4
+
+
+def test_a_judge_that_is_gone_ends_with_what_to_do(judge):
+    judge.down = True
+    with pytest.raises(rewarding.RewardUnreachable, match="judge_reward: cannot be reached .*after four tries"):
+        asked_about(judge, ["abc"])
+    assert judge.asked == 4
+
+
+def test_a_time_out_counts_as_a_lost_connection(judge, monkeypatch):
+    judge.delay = 3
+    with pytest.raises(rewarding.RewardUnreachable, match="ReadTimeout"):
+        asked_about(judge, ["abc"])
+    assert issubclass(httpx2.ReadTimeout, httpx2.TransportError)
+
+
+def test_a_run_whose_judge_goes_is_saved_and_resumed_exactly(judge, tiny, tmp_path):
+    arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "100", "--training.num_iterations", "2"]
+    arguments += ["--rewards.judge_reward.weight", "1", "--rewards.judge_reward.server", judge.url]
+    judge.dies_after = 2 + 11 + 16 + 8  # the check, the samples, one generation batch, half of the second
+    with pytest.raises(RunError, match="judge_reward: cannot be reached .*checkpoint-4 is complete; the same command"):
+        train_grpo.main(arguments)
+    assert fault(newest_complete(str(tmp_path / "run"))) is None
+    judge.dies_after, judge.down = None, False
+    train_grpo.main([*arguments, "--resume"])
+    train_grpo.main([*arguments, "--training.output_dir", str(tmp_path / "whole")])
+    parts = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "run", tmp_path / "whole")]
+    assert parts[0] == parts[1]
