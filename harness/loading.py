@@ -33,6 +33,11 @@ TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out",
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 NOT_ON_THE_HUB = {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
 HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}
+MERGE = (
+    """python -c 'import peft, transformers as t; f = "{0}"; """
+    """peft.AutoPeftModelForCausalLM.from_pretrained(f).merge_and_unload().save_pretrained(f + "-merged"); """
+    """t.AutoTokenizer.from_pretrained(f).save_pretrained(f + "-merged")'"""
+)
 
 
 @dataclass
@@ -70,6 +75,10 @@ def load_policy(settings: Settings) -> Policy:
     """Config, tokenizer and a usable attention, from the section `model`; eos pads where there is no pad token."""
     model, key = settings.model, "model.pretrained_model_name_or_path"
     name = model["pretrained_model_name_or_path"]
+    if (Path(name) / "adapter_config.json").exists():
+        raise settings.error(
+            key, f"{name} is a LoRA adapter; merge it first: {MERGE.format(name)}; then name {name}-merged"
+        )
     # Without trust_remote_code upstream would ask at the terminal.
     where = {"trust_remote_code": False} | {key: model[key] for key in WHERE_KEYS if key in model}
     try:

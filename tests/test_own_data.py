@@ -1,0 +1,189 @@
+"""A user's own data, through the real command line: files of every format, chat data, other names, counts."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, refused
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+import train_grpo
+from harness.loading import load_data
+from harness.settings import read_settings
+
+
+def loaded(policy, *arguments):
+    settings = read_settings(["--config", str(ROOT / "demo/config.yaml"), *map(str, arguments)])
+    return load_data(settings, AutoTokenizer.from_pretrained(policy))
+
+
+def questions(data) -> set[str]:
+    return {row["prompt"][-1]["content"] for part in (data.train, data.held_out) for row in part}
+
+
+def write(path, rows):
+    """The questions and answers of `rows`, in the format that the ending of `path` says."""
+    rows = [{"query": row["query"], "answer": row["answer"]} for row in rows]
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["query", "answer"], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".txt":
+        path.write_text("".join(row["query"] + "\n" for row in rows), encoding="utf-8")
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        text = "\n".join(lines) if path.suffix == ".jsonl" else f"[{', '.join(lines)}]"
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "txt"])
+@pytest.mark.parametrize("key", ["path", "data_files"])
+def test_a_file_of_any_format_is_found_by_its_ending(ending, key, policy, rows, tmp_path):
+    write(tmp_path / f"q.{ending}", rows[:20])
+    column = ["--prompts.column", "text"] if ending == "txt" else []
+    data = loaded(policy, f"--dataset.{key}", tmp_path / f"q.{ending}", *column)
+    assert questions(data) == {row["query"] for row in rows[:20]}
+
+
+def test_several_files_a_glob_and_a_folder(policy, rows, tmp_path):
+    for i in range(2):
+        write(tmp_path / f"mine/part{i}.csv", rows[10 * i : 10 * i + 10])
+    expected = {row["query"] for row in rows[:20]}
+    several = f"[{tmp_path}/mine/part0.csv, {tmp_path}/mine/part1.csv]"
+    for source in (["--dataset.data_files", several], ["--dataset.path", f"{tmp_path}/mine/*.csv"]):
+        assert questions(loaded(policy, *source)) == expected
+    assert questions(loaded(policy, "--dataset.path", tmp_path / "mine")) == expected
+
+
+def test_other_data_in_a_file_of_settings_leave_nothing_of_the_articles(tmp_path, rows):
+    write(tmp_path / "q.csv", rows[:20])
+    (tmp_path / "mine.yaml").write_text(f"dataset: {{path: {tmp_path}/q.csv}}\n")
+    settings = read_settings(["--config", str(tmp_path / "mine.yaml")])
+    assert settings.dataset == {"split": "train", "path": "csv", "data_files": f"{tmp_path}/q.csv"}
+    assert read_settings(["--dataset.streaming", "true"]).dataset["path"] == "cl-nagoya/auto-wiki-qa"
+
+
+CHAT = [{"role": "user", "content": "富士山の高さは?"}, {"role": "assistant", "content": "3776メートルです。"}]
+SYSTEM = {"role": "system", "content": "短く"}
+CONVERSATIONS = {  # turns of a row, what becomes of them with prompts.system "日本語で"
+    "the answer is cut off": (CHAT, [{"role": "system", "content": "日本語で"}, CHAT[0]]),
+    "a question alone": (CHAT[:1], [{"role": "system", "content": "日本語で"}, CHAT[0]]),
+    "a system prompt of its own": ([SYSTEM, *CHAT], [SYSTEM, CHAT[0]]),
+    "several turns": ([*CHAT, CHAT[0]], [{"role": "system", "content": "日本語で"}, *CHAT, CHAT[0]]),
+}
+
+
+@pytest.mark.parametrize(("turns", "expected"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+@pytest.mark.parametrize("column", ["messages", "prompt"])
+def test_conversations_pass_through(turns, expected, column, policy, tmp_path, capsys):
+    (tmp_path / "chat.jsonl").write_text(json.dumps({column: turns, "answer": "3776"}) + "\n")
+    source = ["--dataset.path", tmp_path / "chat.jsonl", "--prompts.column", column, "--samples.held_out", "0"]
+    data = loaded(policy, *source, "--prompts.system", "日本語で")
+    assert data.train[0]["prompt"] == expected
+    assert ("it is cut off" in capsys.readouterr().out) is (turns[-1]["role"] == "assistant")
+
+
+@pytest.mark.parametrize("turns", [[], None, [{"role": "user", "content": None}], CHAT[1:]], ids=str)
+def test_empty_conversations_count_as_empty_questions(turns, tiny, tmp_path):
+    lines = [{"messages": CHAT, "answer": "3776"}] * 20 + [{"messages": turns, "answer": "3776"}]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = [
+        "--dataset.data_files",
+        str(tmp_path / "chat.jsonl"),
+        "--prompts.column",
+        "messages",
+        "--samples.held_out",
+        "0",
+    ]
+    message = refused([*tiny, *source, "--check"])
+    assert "1 of 21 questions are no text (rows 20" in message
+    train_grpo.main([*tiny, *source, "--check", "--prompts.drop_empty", "true"])
+
+
+def test_training_on_conversations(tiny, rows, tmp_path):
+    lines = [{"messages": [{**CHAT[0], "content": row["query"]}, CHAT[1]], "answer": row["answer"]} for row in rows]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train_grpo.main([*tiny, "--dataset.data_files", str(tmp_path / "chat.jsonl"), "--prompts.column", "messages"])
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys):
+    lines = [{"query": row["query"], "expected": row["answer"]} for row in rows]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = [*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--check"]
+    assert "needs the column answer, but the data has query, expected" in refused(arguments)
+    train_grpo.main([*arguments, "--prompts.rename", "{expected: answer}"])
+    assert "4 x answer_reward" in capsys.readouterr().out
+    train_grpo.main([*arguments, "--rewards.answer_reward.weight", "0"])
+    plan = capsys.readouterr().out
+    assert "note: answer_reward, of weight 0, is left out, as the data have no column answer" in plan
+    assert "x answer_reward" not in plan
+    assert "'wanted' is no column of the data" in refused([*arguments, "--prompts.rename", "{wanted: answer}"])
+    assert "has a column 'query' already" in refused([*arguments, "--prompts.rename", "{expected: query}"])
+
+
+def test_a_setting_of_a_reward_that_is_also_a_column_is_refused(tiny, rows, tmp_path):
+    lines = [{**row, "max_emoji": 3} for row in rows]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    message = refused([*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--check"])
+    assert "rewards.emoji_reward.max_emoji: the data have a column of this name" in message
+
+
+def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, tmp_path):
+    lines = [*rows[:40], *rows[:10], *rows[:10], {**rows[0], "query": "長い" * 300}, {**rows[0], "query": " "}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = ["--dataset.path", tmp_path / "q.jsonl", "--prompts.drop_empty", "true"]
+    kept = loaded(policy, *source)
+    held_out = set(kept.held_out["query"])
+    assert len(held_out) == len(kept.held_out) == 8 and not held_out & set(kept.train["query"])
+    repeats = 2 * sum(row["query"] in held_out for row in rows[:10])
+    assert kept.counts == {
+        "read": 62,
+        "to train on": 52 - repeats,
+        "held out": 8,
+        "empty (dropped)": 1,
+        "too long (dropped)": 1,
+        "the same as a held-out one (dropped)": repeats,
+        "duplicates (kept)": 20 - repeats,
+    }
+    dropped = loaded(policy, *source, "--prompts.drop_duplicates", "true")
+    assert len(dropped.train) == len(set(dropped.train["query"])) == 32
+    assert dropped.counts["duplicates (dropped)"] == 20 - repeats
+    assert f"62 read: {52 - repeats} to train on, 8 held out, 1 empty (dropped)" in kept.in_words()
+
+
+def test_check_without_a_gpu_shows_the_plan_and_which_gpus_it_fits(policy, capsys):
+    source = ["--dataset.path", str(ROOT / "demo/questions.jsonl")]
+    model = ["--model.pretrained_model_name_or_path", policy, "--training.max_completion_length", "128"]
+    train_grpo.main([*source, *model, "--check"])
+    plan = capsys.readouterr().out
+    assert plan.startswith("machine: no CUDA GPU here")
+    assert "16 GB fits" in plan and "141 GB fits" in plan and "64 completions" in plan
+    assert "no CUDA GPU found" in refused([*source, *model])
+
+
+def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
+    """The CSV and the settings stand in README.md; run in a copy of the repository, on the tests' policy."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own data")[1].split("\n## ")[0]
+    table, settings = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:2]
+    (command,) = re.findall(r"^    (python train_grpo.py .*?)(?:  +#.*)?$", section, re.MULTILINE)
+    for name in ("train_grpo.py", "config.yaml", "harness", "rewards.py", "demo"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    (tmp_path / "mydata").mkdir()
+    header, *lines = table.splitlines(keepends=True)
+    more = [f"question {i},answer {i}\n" for i in range(40)]  # README shows the first lines of a longer file
+    (tmp_path / "mydata/q.csv").write_text("".join([header, *lines, *more]), encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(settings, encoding="utf-8")
+    words = [sys.executable, *command.split()[1:], "--model.pretrained_model_name_or_path", policy]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(lines) + 40} read" in result.stdout and "answer_reward" in result.stdout
