@@ -1,9 +1,10 @@
-"""What this project costs over TRL by hand, in whole processes that take turns: python benchmarks/overhead.py
+"""Time and memory of train_grpo.py compared with TRL alone: python benchmarks/overhead.py
 
 The demo's job (on all its questions), with the same settings and seed, by benchmarks/plain_trl.py and by train_grpo.py.
-All of ours counts: checks, guards, report, pictures, samples before and after. Once, with TRL's padding put back, every
-loss has to be the same number. Without padding it is the same up to rounding, until a rounding decides which token is
-sampled: for how many steps that held is printed, and has to be 10. It needs the model that `make demo` builds.
+Each run is a process of its own, and the two take turns. All that this project adds counts: checks, report, pictures,
+samples before and after. One more run puts TRL's padding back: all its losses have to equal those of TRL alone. Without
+padding the losses agree up to rounding, until rounding changes a sampled token. The script prints the last step up to
+which they agree, and fails where that is before step 10. Needs the model that `make demo` builds.
 """
 
 import argparse

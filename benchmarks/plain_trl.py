@@ -1,4 +1,4 @@
-"""The demo's job by hand: what one would write with TRL alone. benchmarks/overhead.py runs it against train_grpo.py."""
+"""The demo's job with TRL alone; benchmarks/overhead.py compares it with train_grpo.py."""
 
 import sys
 from pathlib import Path

@@ -1,10 +1,12 @@
 """What the checks, the report and the checkpoints add to a step and to a save: python benchmarks/safety.py
 
-Times our own calls inside two real runs: the demo's, for a step, and one of a random policy of 100 million parameters
-(1.2 GB a checkpoint), for a save. Both need `make demo`'s model, for its tokenizer. CPU only.
+Times our own functions inside two real runs on the CPU: the demo, for a step, and a random policy of 100 million
+parameters (1.2 GB a checkpoint), for a save. Needs the model that `make demo` builds.
 """
 
+import functools
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -18,84 +20,84 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOTrainer
 
 import harness.checkpoints
-import harness.guard
+import harness.rewarding
 import train_grpo
 from harness.checkpoints import Checkpoints
 from harness.report import Progress, Report
 from harness.trainer import Trainer
 from harness.watch import Watch
 
-SECONDS: dict[str, float] = defaultdict(float)
+SECONDS: dict[str, list[float]] = defaultdict(list)  # of each call, by label
 STEPS = 150  # the demo's
 DEMO = ["--config", "demo/config.yaml", "--samples.held_out", "0", "--training.output_dir"]
+IN_A_STEP = [
+    (Checkpoints, "on_pre_optimizer_step", "finite gradient"),
+    (Checkpoints, "on_step_end", "signals"),
+    (Watch, "on_step_end", "watch"),
+    (Watch, "on_log", "watch"),
+    (Report, "on_log", "curves"),
+    (Progress, "on_log", "log lines"),
+]
+IN_A_SAVE = [
+    (GRPOTrainer, "save_model", "upstream's save_model"),
+    (Trainer, "save_model", "our save_model"),
+    (GRPOTrainer, "_save_checkpoint", "checkpoint"),
+    (Checkpoints, "on_save", "waiting for the hashing"),
+    (Report, "on_save", "card"),
+    (harness.checkpoints, "seal", "hashing"),
+]
 
 
-def timed(owner, name: str, label: str) -> None:
-    """Add the time spent in `owner.name` to SECONDS[label]."""
-    function = getattr(owner, name)
-
+def timed(function, label: str):
+    @functools.wraps(function)
     def wrapper(*args, **kwargs):
         begin = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            SECONDS[label] += time.perf_counter() - begin
+        result = function(*args, **kwargs)
+        SECONDS[label].append(time.perf_counter() - begin)
+        return result
 
-    setattr(owner, name, wrapper)
+    return wrapper
+
+
+def build_model(folder: str) -> None:
+    """Random weights of 100 million parameters, and the demo's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained("demo/model")
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+    config = Qwen2Config(**shape, num_key_value_heads=8, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    Qwen2ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
-    for owner, name, label in [
-        (harness.guard, "_checked", "rewards checked"),
-        (Watch, "on_log", "watch"),
-        (Watch, "on_step_end", "watch"),
-        (Checkpoints, "on_step_end", "signals"),
-        (Trainer, "_get_grad_norm", "finite, with upstream's norm"),
-        (GRPOTrainer, "_get_grad_norm", "upstream's norm"),
-        (Report, "on_log", "curves"),
-        (Progress, "on_log", "log lines"),
-        (GRPOTrainer, "_inner_training_loop", "training"),
-        (GRPOTrainer, "_save_checkpoint", "upstream's save, with the card"),
-        (Report, "write", "card"),
-        (Trainer, "_save_checkpoint", "our save"),
-        (Checkpoints, "on_save", "sealing, waited for"),
-        (harness.checkpoints, "seal", "sealing, beside the training"),
-    ]:
-        timed(owner, name, label)
+    for owner, name, label in [*IN_A_STEP, *IN_A_SAVE, (GRPOTrainer, "train", "training")]:
+        setattr(owner, name, timed(getattr(owner, name), label))
+    checked = harness.rewarding.checked
+    harness.rewarding.checked = lambda name, reward: timed(checked(name, timed(reward, "rewards")), "rewards, checked")
     with tempfile.TemporaryDirectory() as folder:
         train_grpo.main([*DEMO, f"{folder}/demo", "--training.max_steps", str(STEPS), "--training.save_strategy", "no"])
-        step = dict(SECONDS)
+        step = {label: sum(seconds) / STEPS for label, seconds in SECONDS.items()}
         SECONDS.clear()
-        tokenizer = AutoTokenizer.from_pretrained("demo/model")
-        shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
-        config = Qwen2Config(
-            vocab_size=len(tokenizer), num_key_value_heads=8, tie_word_embeddings=True, **shape, dtype=torch.float32
-        )
-        model = Qwen2ForCausalLM(config)
-        model.save_pretrained(f"{folder}/model")
-        tokenizer.save_pretrained(f"{folder}/model")
-        small = ["--training.per_device_train_batch_size", "8", "--training.steps_per_generation", "1"]
-        small += ["--training.max_completion_length", "8", "--training.max_steps", "4", "--training.save_steps", "1"]
-        model_path = ["--model.pretrained_model_name_or_path", f"{folder}/model"]
-        train_grpo.main([*DEMO, f"{folder}/saves", *small, *model_path])
-        save = dict(SECONDS)
-        size = sum(p.stat().st_size for p in Path(f"{folder}/saves/checkpoint-4").iterdir())
+        build_model(f"{folder}/model")
+        small = ["--training.per_device_train_batch_size", "8", "--training.max_completion_length", "8"]
+        small += ["--training.max_steps", "4", "--training.save_steps", "1"]
+        small += ["--model.pretrained_model_name_or_path", f"{folder}/model"]
+        train_grpo.main([*DEMO, f"{folder}/saves", *small])
+        save = {label: statistics.mean(seconds) for label, seconds in SECONDS.items()}
+        size = sum(file.stat().st_size for file in Path(f"{folder}/saves/checkpoint-4").iterdir())
 
-    finite = step["finite, with upstream's norm"] - step["upstream's norm"]
-    added = {key: step[key] for key in ("rewards checked", "watch", "signals", "curves", "log lines")} | {
-        "finite": finite
-    }
-    total, ours = step["training"], sum(added.values())
     print(f"\n{platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}, trl {version('trl')}")
-    print(f"a step: {total / STEPS:.4f} s, ours {ours / STEPS:.5f} s = {ours / total:.2%} of it")
-    print("        " + ", ".join(f"{key} {value / total:.3%}" for key, value in added.items()))
-    upstream = save["upstream's save, with the card"] - save["card"]
-    ours = save["our save"] - upstream + save["sealing, waited for"]
-    print(
-        f"a save: {size / 1e9:.2f} GB, {upstream / 4:.2f} s; ours {ours / 4:.3f} s = {ours / upstream:.1%} of it (card "
-        f"{save['card'] / 4:.3f} s, waited for an earlier sealing {save['sealing, waited for'] / 4:.3f} s)"
-    )
-    print(f"        sealing, beside the training: {save['sealing, beside the training'] / 4:.2f} s")
+    ours = {label: step[label] for _, _, label in IN_A_STEP}
+    ours["rewards checked"] = step["rewards, checked"] - step["rewards"]
+    total = step["training"]
+    print(f"a step: {total:.4f} s, of which ours {sum(ours.values()):.5f} s = {sum(ours.values()) / total:.2%}")
+    print("        " + ", ".join(f"{label} {seconds / total:.3%}" for label, seconds in ours.items()))
+    finite = save["our save_model"] - save["upstream's save_model"]
+    ours = {"finite weights": finite} | {label: save[label] for label in ("waiting for the hashing", "card")}
+    upstream = save["checkpoint"] - finite
+    added = sum(ours.values())
+    print(f"a save: {size / 1e9:.2f} GB, {upstream:.2f} s; ours {added:.3f} s = {added / upstream:.1%} of it")
+    print("        " + ", ".join(f"{label} {seconds:.3f} s" for label, seconds in ours.items()))
+    print(f"        hashing, beside the training: {save['hashing']:.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Where the article's hours go, and what each lever takes off them: python benchmarks/throughput.py [--shape tiny]
+"""Where the article's hours go, and how much each change saves: python benchmarks/throughput.py [--shape tiny]
 
-A policy of random weights in TinySwallow's exact shape answers prompts of 30 to 60 tokens. How long each completion is
-comes from one drawn list (mean about 120, cap 256), so that every row of the table does the same work. Each run is a
-process of its own: load, one generation batch to warm up and compile, one that is timed; the rows take turns. Times are
-seconds for 64 completions, which is one optimizer step of the article; `job` is 1,250 of them.
-Without a CUDA GPU only --shape tiny is of use. --rows picks rows by name; a recipe is a row too, and --cap-gb makes the
-GPU look smaller: benchmarks/throughput.py --rows recipes/24gb.yaml --cap-gb 24
+A policy of random weights in TinySwallow's exact shape answers prompts of 30 to 60 tokens. The lengths of completions
+come from one random list (mean about 120, at most 256), so that every row of the table does the same work. Each run is
+a process of its own: load, one generation batch to warm up, one that is timed; the rows take turns. Times are seconds
+for 64 completions, which is one optimizer step of the article; `job` is 1,250 of them.
+Without a CUDA GPU use --shape tiny. --rows picks rows by name; the file of a recipe is a row too, and --cap-gb limits
+the GPU's memory: benchmarks/throughput.py --rows recipes/24gb.yaml --cap-gb 24
 """
 
 import argparse
@@ -30,18 +30,14 @@ SHAPES = {  # vocabulary, width, MLP, layers, heads, key/value heads; parameters
     "tiny": (4_096, 128, 512, 4, 4, 2),
 }
 CAP, COMPLETIONS = 256, 64
-# Settings of config.yaml that a row changes; "padding": False is our trainer in the place of TRL's.
+# What a row changes in config.yaml. "padding": False uses our trainer instead of TRL's; "fixed": True makes each
+# completion 256 tokens long.
 ALONE = {
-    "trimmed micro-batches": {"padding": False},
+    "no padding": {"padding": False},
     "gradient checkpointing off": {"training.gradient_checkpointing": False},
     "64 x 1 instead of 16 x 4": {
         "training.per_device_train_batch_size": 64,
         "training.gradient_accumulation_steps": 1,
-    },
-    "compiled decoding": {  # recipes/compiled.yaml, and the cache that it gets
-        "model.attn_implementation": "sdpa",
-        "training.cache_implementation": "static",
-        "training.generation_kwargs": {"max_cache_len": 512},
     },
 }
 TOGETHER = {key: value for change in ALONE.values() for key, value in change.items()}
@@ -52,9 +48,9 @@ ROWS = {
     "float32 weights": {"model.dtype": "float32"},
     "all of these but float32": TOGETHER,
     "the same, all of 256 tokens": {**TOGETHER, "fixed": True},
-    "trimmed, 256 a generation call": {"padding": False, "training.steps_per_generation": 16},
-    "trimmed, 1024 a generation call": {"padding": False, "training.steps_per_generation": 64},
-    "trimmed, vLLM colocate": {
+    "no padding, 256 a generation call": {"padding": False, "training.steps_per_generation": 16},
+    "no padding, 1024 a generation call": {"padding": False, "training.steps_per_generation": 64},
+    "no padding, vLLM colocate": {
         "padding": False,
         "training.use_vllm": True,
         "training.vllm_mode": "colocate",
@@ -108,19 +104,19 @@ def one_run(row: str, folder: str, cap_gb: float | None) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from harness.models import usable_attention
+    from harness.loading import usable_attention
     from harness.settings import read_settings
     from harness.trainer import Trainer
 
     cuda = torch.cuda.is_available()
     if cap_gb:
         torch.cuda.set_per_process_memory_fraction(cap_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory)
-    recipe = [row] if row.endswith(".yaml") else []
-    change = {"padding": False, "fixed": True} if recipe else ROWS[row]
+    change = ROWS.get(row, {"padding": False, "fixed": True})  # a recipe is no row of the table
     chosen = {key: value for key, value in change.items() if "." in key}
     if not cuda:
         chosen |= {"training.use_cpu": True, "training.bf16": False, "training.fp16": False, "model.dtype": "float32"}
-    settings = read_settings(recipe, {key: str(value) for key, value in chosen.items()})
+    recipe = [] if row in ROWS else ["--config", row]
+    settings = read_settings([*recipe, *(f"--{key}={value}" for key, value in chosen.items())])
     training = settings.training
     batches = training.get("steps_per_generation") or training["gradient_accumulation_steps"]
     completions = training["per_device_train_batch_size"] * batches  # of a generation batch
@@ -164,8 +160,6 @@ def one_run(row: str, folder: str, cap_gb: float | None) -> dict:
 
     generate = model.generate
     model.generate = lambda *args, **kwargs: generate(*args, logits_processor=LogitsProcessorList([Impose()]), **kwargs)
-    if training.get("cache_implementation"):  # which our own trainer sees to
-        trainer.generation_config.disable_compile = False
     if training.get("use_vllm"):
         of_vllm = trainer.vllm_generation.llm.generate
 
@@ -266,7 +260,8 @@ def main() -> None:
     if options.cap_gb and not torch.cuda.is_available():
         parser.error("--cap-gb: there is no GPU to cap")
     rows = [row for row in options.rows if "vLLM" not in row or find_spec("vllm")]
-    print(*(f"{row}: left out, vLLM is not installed" for row in options.rows if row not in rows), sep="\n")
+    for row in set(options.rows) - set(rows):
+        print(f"{row}: left out, vLLM is not installed")
     results: dict[str, list[dict]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         build_model(options.shape, folder)

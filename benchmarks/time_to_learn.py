@@ -1,9 +1,10 @@
 """Seconds until the demo has learned, as the article trains and as the demo does: python benchmarks/time_to_learn.py
 
-Learned: emoji_reward of 3.8 and answer_reward of 0.9 in each log over 20 steps. Whole processes that take turns, so
-imports and checks count. `article-like` is the demo with the article's batches: 16 completions x 4 accumulation steps,
-gradient checkpointing, and TRL's padding; at the demo's learning rate, and at half of it over 600 steps. `a generation
-call` samples so many completions at once, and so trains on some of them steps later. Needs `make demo`'s model.
+Learned: every log of 20 steps shows an emoji_reward of at least 3.8 and an answer_reward of at least 0.9. Each run is a
+process of its own, so imports and checks count; the kinds take turns. `article-like` is the demo with the article's
+batches: 16 completions x 4 accumulation steps, gradient checkpointing, and TRL's padding; at the demo's learning rate,
+and at half of it over 600 steps. `256 a generation call` samples 256 completions at once, for four optimizer steps, so
+that most of them come from an older policy. Needs the model that `make demo` builds.
 """
 
 import argparse
@@ -28,7 +29,7 @@ KINDS: dict[str, dict] = {
 
 
 def train_until_learned(padding: bool, arguments: list[str]) -> None:
-    """In a process of its own: train_grpo.py's main, ended by the log that completes 20 good steps."""
+    """Run train_grpo.py in this process, and end it at the log that completes 20 good steps."""
     sys.path.insert(0, str(ROOT))
     from trl import GRPOTrainer
 
@@ -67,12 +68,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 values = {**KINDS[kind], "seed": 42 + repeat, "output_dir": f"{folder}/run"}
                 arguments = [part for key, value in values.items() for part in (f"--training.{key}", str(value))]
-                padding = "padding" if ARTICLE.keys() <= KINDS[kind].keys() else "trimmed"
+                padding = "padding" if ARTICLE.keys() <= KINDS[kind].keys() else "no padding"
                 command = [sys.executable, __file__, "--child", padding, "--config", "demo/config.yaml", *arguments]
                 begin = time.monotonic()
                 run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
                 took = time.monotonic() - begin
-                said = [line for line in run.stdout.splitlines() if line.startswith("learned")]
+                said = next((line for line in run.stdout.splitlines() if line.startswith("learned")), None)
                 seconds[kind].append(took if said else float("inf"))
                 print(f"{kind}, seed {42 + repeat}: {took:.0f} s, {said or 'NOT learned'}", flush=True)
     print(f"\n{platform.machine()}, {os.cpu_count()} cores; median (range) of {options.repeats}\n")
