@@ -25,28 +25,31 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.checkpoints import Checkpoints, newest_complete, sole_run
     from harness.loading import load_data, load_policy, load_reward_model
     from harness.record import check_same_rewards_and_data, check_same_settings, note_other_rewards, write_record
+    from harness.rehearse import fit, rehearsal, rehearse
     from harness.report import Progress, Report
     from harness.rewarding import build_rewards
     from harness.trainer import Trainer
 
     check_machine(settings)
+    if settings.options.fit:
+        return fit(settings, arguments)
     args, lora = training_arguments(settings)
-    if settings.resume:
+    if settings.options.resume:
         check_same_settings(settings, args.output_dir)
     policy = load_policy(settings)
     data = load_data(settings, policy.tokenizer)
-    if settings.resume:
+    if settings.options.resume:
         check_same_rewards_and_data(data, args.output_dir)
     note_other_rewards(settings)
     rewards = build_rewards(settings, data.train.column_names)
     args.reward_weights = [entry["weight"] for entry in settings.rewards.values()]
-    check_run(settings, args, lora, policy, data, rewards)
-    if settings.check:
+    size = check_run(settings, args, lora, policy, data, rewards)
+    if settings.options.check:
         return
 
-    with sole_run(args), failures_logged(args.output_dir):
+    with rehearsal(args, settings), sole_run(args), failures_logged(args.output_dir):
         with args.main_process_first():
-            checkpoint = newest_complete(args.output_dir) if settings.resume else None
+            checkpoint = newest_complete(args.output_dir) if settings.options.resume else None
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": policy.attention}),
             reward_funcs=[load_reward_model(reward) if isinstance(reward, str) else reward for reward in rewards],
@@ -56,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora,
         )
+        if settings.options.rehearse:
+            return rehearse(trainer, settings, data, size)
         report, checkpoints = Report(trainer, settings, data), Checkpoints(trainer, checkpoint)
         trainer.remove_callback(ProgressCallback)
         for callback in (Progress(), report.watch, report, checkpoints):

@@ -41,7 +41,7 @@ class Footprint:
 def check_machine(settings: Settings) -> None:
     """Can these settings run on this machine at all? Raises UserError."""
     training = settings.training
-    if settings.check and not training.get("use_cpu") and not torch.cuda.is_available():
+    if settings.options.check and not training.get("use_cpu") and not torch.cuda.is_available():
         return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
     if training.get("use_vllm") and find_spec("vllm") is None:
         raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
@@ -62,7 +62,7 @@ def check_machine(settings: Settings) -> None:
 
 def check_run(
     settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy: Policy, data: Data, rewards: list
-) -> None:
+) -> "Footprint":
     """Check what needs the arguments, the data and the model's shape, then print what the run is about to do.
 
     `rewards` are those of build_rewards. Raises UserError.
@@ -74,7 +74,9 @@ def check_run(
     check_rewards(settings, rewards, data.train)
     if args.process_index == 0:  # which looks at the folder before it writes there
         print_plan(settings, args, policy, data, size)
-        check_output(settings, args.output_dir, size.disk)
+        if not settings.options.rehearse:
+            check_output(settings, args.output_dir, size.disk)
+    return size
 
 
 def check_services(settings: Settings, args: GRPOConfig) -> None:
@@ -151,7 +153,7 @@ def check_output(settings: Settings, output_dir: str, needed: float) -> None:
     """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
     folder, key = Path(output_dir).absolute(), "training.output_dir"
     holds_run = any(folder.glob("checkpoint-*")) or (folder / "trainer_state.json").exists()
-    if holds_run and not settings.resume:
+    if holds_run and not settings.options.resume:
         problem = f"{output_dir} already holds a run, which is never overwritten; go on with it by --resume, remove "
         raise settings.error(key, f"{problem}the folder, or choose another with --training.output_dir")
     try:
@@ -169,10 +171,15 @@ def check_output(settings: Settings, output_dir: str, needed: float) -> None:
         raise settings.error(key, f"{problem}in {folder}; free some, or lower save_total_limit")
 
 
+def weights_dtype(settings: Settings, config: PreTrainedConfig) -> torch.dtype:
+    """What model.dtype comes to: `auto`, or nothing, is the type that the model was saved in."""
+    dtype = settings.model.get("dtype") or "auto"
+    return config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
+
+
 def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lora: LoraConfig | None) -> Footprint:
     """Sizes from the model's shape alone: it is built on the meta device, without weights."""
-    dtype = settings.model.get("dtype") or "auto"
-    dtype = config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)  # auto: as it was saved
+    dtype = weights_dtype(settings, config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
         parameters = model.num_parameters()
@@ -206,14 +213,20 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
 
 
+def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
+    """(optimizer steps, generation calls) of a run over so many prompts."""
+    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    steps_per_call = args.generation_batch_size * args.num_iterations / per_step
+    epoch = prompts // (args.generation_batch_size // args.num_generations) * steps_per_call
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    return steps, math.ceil(steps / steps_per_call)
+
+
 def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data, size: Footprint) -> None:
     """What the run is about to do, as a table that a person reads in ten seconds."""
     group, sampled = args.num_generations, args.generation_batch_size
     per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    steps_per_call = sampled * args.num_iterations / per_step
-    epoch = len(data.train) // (sampled // group) * steps_per_call
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-    calls = math.ceil(steps / steps_per_call)
+    steps, calls = run_length(args, len(data.train))
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], add_generation_prompt=True, tokenize=False)
@@ -235,12 +248,41 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
     rows += [("", line) for line in _fit(total, args, settings)]
     rows.append(("disk", f"{size.disk / GB:.1f} GB in {args.output_dir}"))
+    rows += [("", f"warning: {doubt}") for doubt in _doubts(args, policy, settings)]
     if args.save_strategy == "no":
         rows.append(("", "warning: save_strategy is no: a run that is stopped has lost everything"))
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, line in rows:
         table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
     Console().print(table)
+
+
+def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:
+    """The share of weights that one step of Adam, which moves each by the learning rate, does not round back."""
+    moved = sum(int((weight.detach() + learning_rate != weight).sum()) for weight in weights)
+    return moved / sum(weight.numel() for weight in weights)
+
+
+def rounded_away(share: float) -> str:
+    """What moved_share means, in words."""
+    return f"a step moves {share:.0%} of the weights, the rest round back; see model.dtype: float32, recipes/80gb.yaml"
+
+
+def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
+    """Settings that run, and probably learn nothing."""
+    doubts = []
+    if settings.lora and args.learning_rate < 1e-5:
+        doubts.append(
+            f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"
+        )
+    if args.sync_ref_model and not args.beta:
+        doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
+    dtype = weights_dtype(settings, policy.config)
+    if not settings.lora and dtype != torch.float32:  # drawn as the model's weights were at their start
+        drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
+        if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
+            doubts.append(rounded_away(share))
+    return doubts
 
 
 def _fit(needed: float, args: GRPOConfig, settings: Settings) -> list[str]:

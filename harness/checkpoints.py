@@ -108,7 +108,7 @@ class Checkpoints(TrainerCallback):
     def _seal(self, output_dir: str, step: int, best: str | None) -> None:
         seal(_checkpoint(output_dir, step))
         for old in _numbered(output_dir)[: -self.limit] if self.limit else ():
-            if str(old) != best:
+            if best is None or old != Path(best):
                 shutil.rmtree(old)
 
     def _report_lost_uploads(self) -> None:

@@ -57,6 +57,7 @@ class Data:
     train: Dataset
     held_out: Dataset
     counts: dict[str, int]
+    lengths: np.ndarray  # tokens of each prompt to train on
 
     def in_words(self) -> str:
         """`291 read: 283 to train on, 8 held out`, and what else there was."""
@@ -182,7 +183,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": repeated,
     }
     usable = rows.remove_columns(["prompt_length", "prompt_hash"])
-    return Data(usable.select(trained), usable.select(sorted(held_out)), counts)
+    return Data(usable.select(trained), usable.select(sorted(held_out)), counts, lengths[trained])
 
 
 def _renamed(settings: Settings, rows: Dataset) -> Dataset:

@@ -35,7 +35,9 @@ def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.T
 def positions_are_relative(config: PreTrainedConfig) -> bool:
     """Whether a model sees only the distance between two tokens (rotary, ALiBi), so that both may be shifted."""
     text = config.get_text_config()
-    return hasattr(text, "rope_parameters") or bool(getattr(text, "alibi", False))
+    rotary = getattr(text, "rope_parameters", None)
+    by_length = any(kind in str(rotary) for kind in ("dynamic", "longrope"))  # their angles depend on the whole length
+    return (rotary is not None and not by_length) or bool(getattr(text, "alibi", False))
 
 
 def without_padding(

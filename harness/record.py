@@ -81,7 +81,7 @@ def check_same_rewards_and_data(data: Data, output_dir: str) -> None:
 
 def note_other_rewards(settings: Settings) -> None:
     """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
-    for file in settings.files:
+    for file in settings.options.config:
         theirs = file.with_name("rewards.py")
         if theirs.exists() and (old := theirs.read_text(encoding="utf-8")) != _rewards():
             print(f"warning: rewards.py is not the one that {file} was run with: {difference(old, _rewards())}")

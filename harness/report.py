@@ -10,14 +10,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.card import model_card, score_words
+from harness.check import GB
 from harness.curves import draw_curves, reward_means
 from harness.exits import RunError, write_whole
 from harness.loading import Data
+from harness.rehearse import kept, memory_in_use
 from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
 from harness.settings import Settings
@@ -69,7 +72,7 @@ class Report(TrainerCallback, ExportableState):
     def begin(self) -> None:
         """Ask the untrained policy the questions, unless a run that is resumed now did so, and write a first card."""
         self.watch.look_at_untrained(self.trainer.model)
-        self.before = (self.settings.resume and self._read_before()) or answer(self.trainer, self.rows)
+        self.before = (self.settings.options.resume and self._read_before()) or answer(self.trainer, self.rows)
         if self.main:
             self.write()
 
@@ -96,6 +99,14 @@ class Report(TrainerCallback, ExportableState):
         self.seconds = time.monotonic() - self.start
         if self.main and time.monotonic() > self.next_drawing:
             self._attempt(self._draw)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        file = kept(self.settings)
+        if state.global_step == 1 and self.main and file.exists():
+            rehearsed, seconds = json.loads(file.read_text(encoding="utf-8")), time.monotonic() - self.start
+            times = f"{rehearsed['typical_step_s']:.2f} to {rehearsed['worst_step_s']:.2f} s"
+            memory = f"{memory_in_use() / GB:.1f} GB (rehearsed {rehearsed['peak_bytes'] / GB:.1f} at the most)"
+            tqdm.write(f"first step: {seconds:.2f} s (rehearsed {times}), {memory}")
 
     def on_save(self, args, state, control, **kwargs):
         self.write()

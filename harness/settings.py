@@ -78,7 +78,7 @@ class Samples:
 class Settings:
     """The sections of config.yaml, in upstream's types; only what was asked for is there, so defaults stay upstream's.
 
-    `given` is the same as plain YAML; `places`: file and line by key; `files`: those of --config.
+    `given` is the same as plain YAML; `places`: file and line by key; `options`: the switches.
     """
 
     model: dict[str, Any]
@@ -90,9 +90,7 @@ class Settings:
     samples: Samples
     given: dict[str, Any]
     places: dict[str, str]
-    files: list[Path] = field(default_factory=list)
-    resume: bool = False
-    check: bool = False
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     def as_yaml(self) -> str:
         """The effective settings; every section is there, so that the text stands alone as a `--config` file."""
@@ -130,7 +128,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     merged["dataset"] = _with_builder(merged["dataset"])
     merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     settings = _parsed(merged, places)
-    settings.files, settings.resume, settings.check = options.config, options.resume, options.check
+    settings.options = options
     if options.print_config:
         print(settings.as_yaml(), end="")
         sys.exit()
@@ -146,8 +144,8 @@ def training_arguments(settings: Settings):
     elsewhere = {
         key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
     }
-    section, here = "training", {"eval_on_start": False} if settings.resume else {}  # it was done at the start
-    if settings.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
+    section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # it was done at the start
+    if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
         here |= {"use_cpu": True, "bf16": False, "fp16": False}
     try:
         arguments = GRPOConfig(
@@ -169,7 +167,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     """(the switches and files, the value by dotted key of each `--section.key VALUE`)."""
     parser = argparse.ArgumentParser(
         prog="train_grpo.py",
-        usage="train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--resume | --check | --print_config]",
+        usage="train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--check | --rehearse | --resume]",
         description=description,
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -181,9 +179,18 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
+    parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
+    parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")
+    parser.add_argument("--fit", action="store_true", help="with --rehearse: try micro-batches of 1, 2, 4, ...")
+    parser.add_argument(
+        "--keep", action="store_true", help="with --rehearse: keep the figures for the run to compare with"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=versions)
     options, rest = parser.parse_known_args(arguments)
+    for name in ("price", "fit", "keep"):
+        if getattr(options, name) and not options.rehearse:
+            raise UserError(f"--{name}: goes with --rehearse")
     values = {}
     while rest:
         name, equals, value = rest.pop(0).partition("=")

@@ -1,6 +1,6 @@
 """GRPOTrainer without the padding, and with what no callback can do; what it learns is TRL's.
 
-These private names of upstream are used here and nowhere else; tests/test_upstream.py fails where one of them moves:
+These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   scoring without padding has no public hook
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
     _save_checkpoint                     a reward that cannot be reached ends a run where no event asks for a save

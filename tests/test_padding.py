@@ -84,6 +84,21 @@ def test_tokens_loss_and_gradients_are_trls(both, loss_type):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
 
 
+def test_the_left_is_cut_only_where_positions_are_relative(both, monkeypatch):
+    ours, inputs, widths, score = both[1], batch(100), [], GRPOTrainer._get_per_token_logps_and_entropies
+
+    def noted(trainer, model, ids, *args, **kwargs):
+        widths.append(ids.shape[1])
+        return score(trainer, model, ids, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", noted)
+    ids, mask = (torch.cat([inputs[f"prompt_{part}"], inputs[f"completion_{part}"]], dim=1) for part in ("ids", "mask"))
+    with torch.no_grad():
+        ours._get_per_token_logps_and_entropies(ours.model, ids, mask, 40, batch_size=3)
+    prompt = 12 if ours.model.config.model_type == "gpt2" else PROMPTS[6]  # of the row with the longest completion
+    assert max(widths) == prompt + max(LENGTHS)
+
+
 def test_groups_hold_every_row_once_and_little_padding():
     mask = batch(100)["completion_mask"]
     groups = by_length(mask, None, split=True)

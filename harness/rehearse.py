@@ -1,0 +1,241 @@
+"""Rehearse: measures in a minute what --check calculates: signal, memory, seconds. Nothing is kept without --keep.
+
+Two generation batches of the untrained policy, sampled and scored as in the run, show what the rewards can teach. Then
+whole steps as in the run, but on the longest prompts and with completions of full length, show its worst case.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import ProgressCallback, TrainerCallback
+from trl import GRPOConfig
+
+from harness.check import GB, Footprint, moved_share, rounded_away, run_length
+from harness.exits import RunError, UserError
+from harness.loading import Data
+from harness.rewarding import FLAT
+from harness.settings import Settings
+from harness.trainer import Trainer
+
+WORST_STEPS = 3
+CUDA = torch.cuda.is_available()
+
+
+@contextmanager
+def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
+    """Where --rehearse is given: a temporary output_dir, and a lack of memory is a result (UserError)."""
+    if not settings.options.rehearse:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as args.output_dir:
+        try:
+            yield
+        except RunError as error:
+            if "memory" not in str(error):
+                raise
+            smaller = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
+            raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {smaller}, or try --fit") from error
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step and of the sampling in it, memory after it, and its logs."""
+
+    def __init__(self, sampler: Any):
+        self.seconds: list[float] = []
+        self.sampling: list[float] = []
+        self.memory: list[int] = []
+        self.logs: list[dict[str, float]] = []
+        self.generate, self.sampled = sampler.generate, 0.0
+        sampler.generate = self._timed
+
+    def _timed(self, *args, **kwargs):
+        begin = _now()
+        result = self.generate(*args, **kwargs)
+        self.sampled += _now() - begin
+        return result
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = _now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(_now() - self.begin)
+        self.sampling.append(self.sampled)
+        self.memory.append(memory_in_use())
+        self.begin, self.sampled = _now(), 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def rehearse(trainer: Trainer, settings: Settings, data: Data, size: Footprint) -> None:
+    """Train a few steps and print what the run would be like. Every process has to call this."""
+    args = trainer.args
+    steps, _ = run_length(args, len(data.train))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(clock := Clock(trainer.vllm_generation if trainer.use_vllm else trainer.model))
+    args.save_strategy, args.eval_strategy, args.logging_steps = "no", "no", 1
+    figures = {"signal": _signal(trainer, clock)} | _worst(trainer, data, clock)
+    figures |= {
+        "steps": steps,
+        "hours": sorted(steps * figures[key] / 3600 for key in ("typical_step_s", "worst_step_s")),
+    }
+    figures |= {
+        "calculated_bytes": sum(size.memory.values()),
+        "device": torch.cuda.get_device_name() if CUDA else "CPU",
+    }
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    figures["moved_share"] = moved_share(trained, args.learning_rate)
+    figures |= {name: version(name) for name in ("trl", "transformers", "torch")}
+    if trainer.is_world_process_zero():
+        _print(figures, args, settings.options.price)
+        if settings.options.keep:
+            kept(settings).parent.mkdir(parents=True, exist_ok=True)
+            kept(settings).write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
+            print(f"kept in {kept(settings)}")
+
+
+def kept(settings: Settings) -> Path:
+    """Where --keep writes the figures."""
+    return Path(f"{settings.training['output_dir'].rstrip('/')}-rehearsal.json")
+
+
+def _signal(trainer: Trainer, clock: Clock) -> dict[str, Any]:
+    """Two generation batches at a learning rate of 0; TRL writes their completions and rewards as parquet."""
+    args = trainer.args
+    rate, args.learning_rate, trainer.log_completions, trainer.num_completions_to_print = (
+        args.learning_rate,
+        0.0,
+        True,
+        0,
+    )
+    per_batch = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps  # steps
+    args.max_steps = max(1, round(2 * per_batch))
+    folder = Path(args.output_dir) / "completions"
+    folder.mkdir(exist_ok=True)
+    trainer.train()
+    args.learning_rate, trainer.log_completions = rate, False
+    files = sorted(folder.iterdir())[:: max(1, round(per_batch))]
+    rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    rewards = {}
+    for name in trainer.reward_func_names:
+        groups = rows[name].to_numpy(dtype=float).reshape(-1, args.num_generations)
+        best, mean, spread = np.nanmax(groups, 1), np.nanmean(groups, 1), np.nanmax(groups, 1) - np.nanmin(groups, 1)
+        flat = float(np.mean(spread < FLAT))
+        climb = float(np.mean(best - mean))
+        rewards[name] = {"mean": float(mean.mean()), "std": float(np.nanstd(groups)), "flat": flat, "climb": climb}
+    total = (rows[trainer.reward_func_names].fillna(0) * args.reward_weights).sum(axis=1)
+    order = total.sort_values(ascending=False).index
+    places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    shown = {place: (float(total[i]), rows.completion[i][-1]["content"]) for place, i in places.items()}
+    cut = statistics.mean(log["completions/clipped_ratio"] for log in clock.logs if "completions/clipped_ratio" in log)
+    return {"rewards": rewards, "cut": cut, "completions": shown, "first_step": clock.logs[0]}
+
+
+def _worst(trainer: Trainer, data: Data, clock: Clock) -> dict[str, Any]:
+    args, before = trainer.args, len(clock.seconds)
+    typical = statistics.median(clock.seconds)
+    per_batch = args.generation_batch_size // args.num_generations
+    longest = np.argsort(data.lengths)[-per_batch:]
+    trainer.train_dataset = data.train.select(np.resize(longest, per_batch * (WORST_STEPS + 1)))
+    if trainer.use_vllm:
+        trainer.vllm_generation.generation_kwargs["min_tokens"] = args.max_completion_length
+    else:
+        trainer.generation_config.min_new_tokens = args.max_completion_length
+    args.max_steps = WORST_STEPS * max(1, args.steps_per_generation // args.gradient_accumulation_steps)
+    trainer.optimizer = trainer.lr_scheduler = None  # made anew, with the run's own learning rate
+    trainer.train()
+    worst = torch.tensor([[max(clock.memory), statistics.mean(clock.seconds[before:])]], dtype=torch.float64)
+    worst = trainer.accelerator.gather(worst.to(args.device)).max(0).values.tolist()
+    return {
+        "typical_step_s": typical,
+        "worst_step_s": worst[1],
+        "worst_sampling_s": statistics.mean(clock.sampling[before:]),
+        "peak_bytes": int(worst[0]),
+        "growth_bytes": clock.memory[-1] - clock.memory[before],
+        "host_bytes": _host_memory(),
+        "worst_length": max(log.get("completions/mean_length", 0) for log in clock.logs),
+        "kl": max((log["kl"] for log in clock.logs if log.get("kl")), default=0.0),
+    }
+
+
+def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> None:
+    signal, peak, (low, high) = figures["signal"], figures["peak_bytes"], figures["hours"]
+    print("\nSignal: two generation batches of the untrained policy")
+    for name, reward in signal["rewards"].items():
+        line = f"  {name}: {reward['mean']:.3g} (std {reward['std']:.2g}), flat in {reward['flat']:.0%} of groups; "
+        line += f"the best of a group is {reward['climb']:.2g} over its mean"
+        print(line + ("; it can teach next to nothing until completions change" if reward["flat"] > 0.9 else ""))
+    print(f"  {signal['cut']:.0%} of completions are cut at {args.max_completion_length} tokens")
+    for place, (reward, completion) in signal["completions"].items():
+        print(f"  {place}, {reward:.2f}: {completion}".replace("\n", "⏎"))
+    total = torch.cuda.get_device_properties(0).total_memory if CUDA else None
+    room = f"{(total - peak) / GB:.1f} GB of {total / GB:.0f} are left" if total else "of this process, on a CPU"
+    print("Worst case: whole steps on the longest prompts, completions of full length")
+    print(f"  memory: {peak / GB:.1f} GB measured, {figures['calculated_bytes'] / GB:.1f} GB calculated; {room}")
+    growth = figures["growth_bytes"] / GB
+    print(f"  host memory {figures['host_bytes'] / GB:.1f} GB; {growth:.2f} GB more after the last step than the first")
+    worst, typical = figures["worst_step_s"], figures["typical_step_s"]
+    share = figures["worst_sampling_s"] / worst
+    print(f"  a step {worst:.2f} s, {share:.0%} of it sampling; a typical one {typical:.2f} s")
+    cost = f", {low * price:.2f} to {high * price:.2f} at {price:g} an hour" if price else ""
+    print(f"The run: {figures['steps']:,} steps in {low:.2g} to {high:.2g} hours on this {figures['device']}{cost}")
+    if figures["moved_share"] < 0.5:
+        print(f"warning: {rounded_away(figures['moved_share'])}")
+    if figures["kl"] > 1:
+        print(f"warning: KL reached {figures['kl']:.1f} a token in these few steps; lower training.learning_rate")
+
+
+def fit(settings: Settings, arguments: list[str] | None) -> None:
+    """Rehearse micro-batches of 1, 2, 4, ..., each in a process of its own, with the same completions a step."""
+    training, tried = settings.training, []
+    completions = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+    for batch in (2**i for i in range(completions.bit_length()) if completions % 2**i == 0):
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": completions // batch}
+            values = [f"--training.{key}={value}" for key, value in {**sizes, "output_dir": f"{folder}/try"}.items()]
+            rest = [argument for argument in arguments or sys.argv[1:] if argument not in ("--fit", "--keep")]
+            command = [sys.executable, sys.argv[0], *rest, "--rehearse", "--keep", *values]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{batch} x {completions // batch}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+                break
+            figures = json.loads(Path(f"{folder}/try-rehearsal.json").read_text(encoding="utf-8"))
+        tried.append((figures["worst_step_s"], batch))
+        memory = figures["peak_bytes"] / GB
+        print(f"{batch} x {completions // batch}: {tried[-1][0]:.2f} s a step, {memory:.1f} GB", flush=True)
+    if not tried:
+        raise UserError("rehearsal: not even a micro-batch of 1 fits; use recipes/lora.yaml, or a larger GPU")
+    batch = min(tried)[1]
+    print("the fastest of those that fit, to lay over your settings:\ntraining:")
+    print(f"  per_device_train_batch_size: {batch}\n  gradient_accumulation_steps: {completions // batch}")
+
+
+def _now() -> float:
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def memory_in_use() -> int:
+    """Bytes in use as the driver sees them, vLLM's included; without a GPU the process's peak."""
+    if not CUDA:
+        return _host_memory()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def _host_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
