@@ -72,7 +72,7 @@ def check_run(
     check_lengths(settings, policy.config, args, data)
     size = footprint(settings, policy.config, args, lora)
     check_rewards(settings, rewards, data.train)
-    if args.process_index == 0:  # which looks at the folder before it writes there
+    if args.process_index == 0:  # the others must not look at the folder after it has written there
         print_plan(settings, args, policy, data, size)
         if not settings.options.rehearse:
             check_output(settings, args.output_dir, size.disk)
@@ -112,9 +112,9 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
     needed = args.generation_batch_size // args.num_generations
     if len(data.train) < needed:
         raise UserError(
-            f"dataset: {len(data.train)} prompts, but one generation batch takes {needed} (generation_batch_size "
-            f"{args.generation_batch_size} / num_generations {args.num_generations}); TRL would save an untrained "
-            "model; use more data, smaller batches, or a smaller samples.held_out"
+            f"dataset: {data.in_words()}; one generation batch takes {needed} prompts (generation_batch_size "
+            f"{args.generation_batch_size} / num_generations {args.num_generations}), so nothing would be trained; "
+            "use more data, smaller batches, or a smaller samples.held_out"
         )
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
@@ -138,8 +138,11 @@ def check_rewards(settings: Settings, built: list[Callable | str], dataset: Data
                 raise settings.error(where, loading_problem(name, error)) from error
             continue
         if missing := sorted(set(columns(reward_functions()[name])) - set(dataset.column_names)):
-            problem = f"needs the column {', '.join(missing)}, but the data has {', '.join(dataset.column_names)}"
-            raise settings.error(where, f"{problem}; set rewards.{name}: null to leave the reward out")
+            has = ", ".join(column for column in dataset.column_names if column != "prompt")
+            problem = (
+                f"needs the column {', '.join(missing)}, but the data have {has}; rename one (prompts.rename), or set "
+            )
+            raise settings.error(where, f"{problem}rewards.{name}: null to leave the reward out")
         if taken := sorted(set(settings.rewards[name]) & set(dataset.column_names)):
             problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
             raise settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
@@ -246,7 +249,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     total = sum(size.memory.values())
     parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in size.memory.items() if value >= 0.05 * GB)
     rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
-    rows += [("", line) for line in _fit(total, args, settings)]
+    rows += [("", line) for line in _fit(total, settings)]
     rows.append(("disk", f"{size.disk / GB:.1f} GB in {args.output_dir}"))
     rows += [("", f"warning: {doubt}") for doubt in _doubts(args, policy, settings)]
     if args.save_strategy == "no":
@@ -285,7 +288,7 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     return doubts
 
 
-def _fit(needed: float, args: GRPOConfig, settings: Settings) -> list[str]:
+def _fit(needed: float, settings: Settings) -> list[str]:
     if settings.training.get("use_cpu"):
         return []
     if not torch.cuda.is_available():
@@ -294,10 +297,6 @@ def _fit(needed: float, args: GRPOConfig, settings: Settings) -> list[str]:
     has = torch.cuda.get_device_properties(0).total_memory
     if needed < 0.95 * has:
         return [f"the GPU has {has / GB:.0f} GB"]
-    changes = [] if settings.lora else ["--config recipes/lora.yaml"]
-    if not args.gradient_checkpointing:
-        changes.append("--training.gradient_checkpointing true")
-    if args.per_device_train_batch_size > 1:
-        half, twice = args.per_device_train_batch_size // 2, args.gradient_accumulation_steps * 2
-        changes.append(f"--training.per_device_train_batch_size {half} --training.gradient_accumulation_steps {twice}")
-    return [f"warning: the GPU has only {has / GB:.0f} GB; try {', or '.join(changes)}"]
+    return [
+        f"warning: the GPU has only {has / GB:.0f} GB; see what fits with --rehearse --fit, or use recipes/lora.yaml"
+    ]

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainingArguments
 
-from harness.exits import RunError, Stopped, UserError, first_line, write_whole
+from harness.exits import RunError, Stopped, UserError, in_short, write_whole
 from harness.rewarding import RewardUnreachable
 from harness.trainer import Trainer
 
@@ -86,11 +86,11 @@ class Checkpoints(TrainerCallback):
             self.signal = int(stop)
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
-        control.should_log |= control.should_save  # so that after resuming no log is of half its steps
+        control.should_log |= control.should_save  # or a resumed run would log only the steps after the save
         self.after_step = self.trainer.random_and_batch()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save &= self.saved != state.global_step  # by a stop in the epoch's last step
+        control.should_save &= self.saved != state.global_step  # a stop in the epoch's last step has saved it
 
     def on_save(self, args, state, control, **kwargs):
         if not args.save_only_model:
@@ -248,7 +248,7 @@ def _checkpoint(output_dir: str, step: int) -> Path:
 
 def _report_lost_upload(job: Future) -> None:
     if error := job.exception():
-        print(f"warning: an upload to the Hub failed ({first_line(error)}); the next one repeats it", flush=True)
+        print(f"warning: an upload to the Hub failed ({in_short(error)}); the next one repeats it", flush=True)
 
 
 def _sha256(path: Path) -> str:

@@ -55,10 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_row(folder, *means, f"{seconds[-1] / 60:.1f}" if seconds else "–")
     Console().print(table)
     if options.output:
-        try:
-            draw_curves(histories, {}, options.output)
-        except (OSError, ValueError) as error:  # a folder that is not there, a format that is none
-            raise UserError(f"{options.output}: {error}; name another file") from error
+        if options.output.suffix != ".png" or not options.output.absolute().parent.is_dir():
+            raise UserError(f"-o {options.output}: name a .png file in a folder that is there")
+        draw_curves(histories, {}, options.output)
         print(f"curves: {options.output}")
 
 

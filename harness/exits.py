@@ -1,5 +1,5 @@
-"""How a run begins and ends as a process: exit status 0 done, 2 it cannot work, 1 it failed on the way, 128 + N stopped
-by signal N; an error is one line on stderr.
+"""How a run ends: with exit status 0 (done), 2 (its settings, data or machine cannot work), 1 (it failed on the way) or
+128 + N (stopped by signal N), and one line on stderr. Also two small helpers that everything else may import.
 """
 
 import os
@@ -30,9 +30,9 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def first_line(error: BaseException) -> str:
-    """`ValueError: the first line of its message`, at most 160 characters of it."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+def in_short(error: BaseException) -> str:
+    """`ValueError: its message`, in one line, at most 200 characters of it."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def write_whole(path: Path, text: str) -> None:

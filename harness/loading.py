@@ -23,11 +23,11 @@ from transformers.modeling_flash_attention_utils import lazy_import_flash_attent
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig
 
-from harness.exits import UserError, first_line
+from harness.exits import UserError, in_short
 from harness.settings import Settings
 
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
-# TRL or we pass something else under these names, or TRL reads them as more than a column for the rewards.
+# Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 TAKEN = {"prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length", "prompt_hash"}
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
@@ -113,8 +113,8 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
         lazy_import_flash_attention(requested)
     except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
         if "/" in requested:
-            raise ValueError(f"the kernel {requested} does not load ({first_line(error)}); use sdpa") from error
-        return "sdpa", f"not {requested}: {first_line(error)}; `make gpu` installs it"
+            raise ValueError(f"the kernel {requested} does not load ({in_short(error)}); use sdpa") from error
+        return "sdpa", f"not {requested}: {in_short(error)}; `make gpu` installs it"
     return requested, ""
 
 
@@ -129,8 +129,8 @@ def load_reward_model(name: str) -> torch.nn.Module:
 def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     """Load `dataset`, make `prompts` of it with the policy's chat template, hold `samples.held_out` rows out.
 
-    A prompt over `prompts.max_length` tokens, the template and its generation prompt included, is dropped. A question
-    that is held out is not trained on under another row number either.
+    A prompt over `prompts.max_length` tokens, the template and its generation prompt included, is dropped. So is each
+    further row with a question that is held out.
     """
     prompts = settings.prompts
     rows = _renamed(settings, _load_rows(settings))
@@ -154,9 +154,10 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
     if empty.any() and not prompts.drop_empty:
         first = [int(i) for i in empty.nonzero()[0][:5]]
+        held = f"rows {', '.join(map(str, first))}; row {first[0]} holds {str(rows[first[0]][prompts.column])[:60]!r}"
         problem = (
-            f"{empty.sum()} of {len(rows):,} questions are no text (rows {', '.join(map(str, first))}, the first "
-            f"{rows[first[0]][prompts.column]!r}); fix the data, or set prompts.drop_empty: true"
+            f"{empty.sum()} of {len(rows):,} rows hold no question ({held}), neither text nor messages with role and "
+            "content; fix the data, or drop these rows with prompts.drop_empty: true"
         )
         raise settings.error("prompts.column", problem)
     kept = (~empty & ~too_long).nonzero()[0]
@@ -190,16 +191,16 @@ def _renamed(settings: Settings, rows: Dataset) -> Dataset:
     prompts, names = settings.prompts, rows.column_names
     for old, new in (prompts.rename or {}).items():
         if old not in names or new in names:
-            problem = (
-                f"{old!r} is no column of the data" if old not in names else f"the data has a column {new!r} already"
-            )
-            raise settings.error(f"prompts.rename.{old}", f"{problem}, which has {', '.join(names)}; fix the name")
+            problem = f"there is a column {new!r} already" if old in names else f"there is no column {old!r}"
+            raise settings.error(f"prompts.rename.{old}", f"{problem}; the data have {', '.join(names)}; fix the name")
     rows = rows.rename_columns(prompts.rename or {})
     if prompts.column not in rows.column_names:
         near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
         likely = near + [name for name in USUAL if name in rows.column_names]
         hint = f"did you mean {likely[0]}?" if likely else "choose one of them"
-        problem = f"{prompts.column!r} is no column of the data, which has {', '.join(rows.column_names)}; {hint}"
+        if len(rows.column_names) == 1 and any(mark in rows.column_names[0] for mark in ";\t|"):
+            hint = "its columns are not separated by commas; set dataset.delimiter"
+        problem = f"there is no column {prompts.column!r}; the data have {', '.join(rows.column_names)}; {hint}"
         raise settings.error("prompts.column", problem)
     if isinstance(first := rows[0][prompts.column], list) and first and _role(first[-1]) == "assistant":
         print("note: the data are conversations; where the last turn is the assistant's, it is cut off")
@@ -233,7 +234,7 @@ def loading_problem(name: str, error: BaseException) -> str:
         return f"{name} is gated; accept its terms on its Hub page and run `hf auth login`"
     unknown, unreachable = kinds & NOT_ON_THE_HUB, kinds & HUB_UNREACHABLE
     if Path(name).exists() or not (unknown or unreachable or "FileNotFoundError" in kinds):
-        return f"{name} does not load ({first_line(error.__cause__ or error)}); fix it or choose another"
+        return f"{name} does not load ({in_short(error.__cause__ or error)}); fix it or choose another"
     here = f"there is no folder or file {Path(name).absolute()}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not (unknown or unreachable):
         return f"{here}; fix the path"
@@ -251,11 +252,15 @@ def _load_rows(settings: Settings) -> Dataset:
         if isinstance(rows, IterableDataset):
             rows = Dataset.from_list(list(rows.take(limit)), features=rows.features)
     except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each raise kinds of their own
+        if "corresponds to no data" in str(error):
+            raise settings.error("dataset", "the data have no rows; choose another file or split") from error
         if "split" in str(error):  # Unknown split "trian". Should be one of ['train'].
             hint = "streaming takes no slices, use prompts.limit" if source.get("streaming") else "fix it"
             raise settings.error("dataset.split", f"{error}; {hint}") from error
-        key = "data_files" if source.get("data_files") else "path"
-        raise settings.error(f"dataset.{key}", loading_problem(str(source[key]), error)) from error
+        key = "dataset.data_files" if "dataset.data_files" in settings.places else "dataset.path"
+        raise settings.error(
+            key, loading_problem(str(source.get("data_files") or source.get("path")), error)
+        ) from error
     if isinstance(rows, dict):
         if len(rows) > 1:
             raise settings.error("dataset.split", f"none given; choose one of {', '.join(rows)}")

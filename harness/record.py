@@ -53,10 +53,11 @@ def check_same_settings(settings: Settings, output_dir: str) -> None:
         if longer and str(new.get("training.lr_scheduler_type")).startswith("constant"):
             return
         if differ and longer:
+            more = [f" --{key} {new[key] - (old.get(key) or 0)}" for key in differ]
             raise UserError(
                 f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
                 f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
-                f"--training.output_dir {output_dir}-more"
+                f"--training.output_dir {output_dir}-more{''.join(more)}"
             )
     if differ:
         raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
@@ -89,7 +90,7 @@ def note_other_rewards(settings: Settings) -> None:
 
 def difference(old: str, new: str) -> str:
     """The first lines of a unified diff, in one line."""
-    lines = [line for line in difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")][2:]
+    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
     changed = [line for line in lines if line[1:].strip() and not line.startswith("@@")]
     return " | ".join(changed[:4]) + (f" | ... {len(changed) - 4} more lines" if len(changed) > 4 else "")
 

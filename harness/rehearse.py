@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -53,19 +53,23 @@ def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
 class Clock(TrainerCallback):
     """Seconds of each step and of the sampling in it, memory after it, and its logs."""
 
-    def __init__(self, sampler: Any):
+    def __init__(self):
         self.seconds: list[float] = []
         self.sampling: list[float] = []
         self.memory: list[int] = []
         self.logs: list[dict[str, float]] = []
-        self.generate, self.sampled = sampler.generate, 0.0
-        sampler.generate = self._timed
+        self.sampled = 0.0
 
-    def _timed(self, *args, **kwargs):
-        begin = _now()
-        result = self.generate(*args, **kwargs)
-        self.sampled += _now() - begin
-        return result
+    def timed(self, generate: Callable) -> Callable:
+        """`generate`, whose seconds count as sampling."""
+
+        def call(*args, **kwargs):
+            begin = _now()
+            result = generate(*args, **kwargs)
+            self.sampled += _now() - begin
+            return result
+
+        return call
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begin = _now()
@@ -85,7 +89,9 @@ def rehearse(trainer: Trainer, settings: Settings, data: Data, size: Footprint) 
     args = trainer.args
     steps, _ = run_length(args, len(data.train))
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(clock := Clock(trainer.vllm_generation if trainer.use_vllm else trainer.model))
+    trainer.add_callback(clock := Clock())
+    sampler = trainer.vllm_generation if trainer.use_vllm else trainer.model
+    sampler.generate = clock.timed(sampler.generate)
     args.save_strategy, args.eval_strategy, args.logging_steps = "no", "no", 1
     figures = {"signal": _signal(trainer, clock)} | _worst(trainer, data, clock)
     figures |= {
@@ -127,6 +133,8 @@ def _signal(trainer: Trainer, clock: Clock) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     trainer.train()
     args.learning_rate, trainer.log_completions = rate, False
+    if not trainer.is_world_process_zero():
+        return {}
     files = sorted(folder.iterdir())[:: max(1, round(per_batch))]
     rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     rewards = {}

@@ -37,7 +37,8 @@ class Progress(ProgressCallback):
 
 def log_line(args, state, logs: dict[str, float]) -> str:
     """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut | KL 0.41 | 4,900 tokens/s`"""
-    scores = [f"{name.removesuffix('_reward')} {value:.2f}" for name, value in reward_means(logs).items()]
+    means = {name.removesuffix("_reward"): mean for name, mean in reward_means(logs).items()}
+    scores = [f"{name} {'–' if mean is None else f'{mean:.2f}'}" for name, mean in means.items()]
     length = f"{logs['completions/mean_length']:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import tenacity
 
-from harness.exits import UserError, first_line
+from harness.exits import UserError, in_short
 
 if TYPE_CHECKING:
     from harness.settings import Settings
@@ -26,12 +26,10 @@ try:
     import rewards
 except Exception as error:  # any mistake in the user's own file
     place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-    raise UserError(f"rewards.py{place}: does not import ({first_line(error)}); fix it there") from error
+    raise UserError(f"rewards.py{place}: does not import ({in_short(error)}); fix it there") from error
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a spread within a group below this is noise, which scaling by the group blows up to full advantages
-
-
 RETRY_SECONDS = 1  # before the second try; twice as long before each one after it
 
 
@@ -108,9 +106,7 @@ def checked(name: str, reward: Callable) -> Callable:
         retry=tenacity.retry_if_exception(_is_network),
         stop=tenacity.stop_after_attempt(4),
         wait=tenacity.wait_exponential(RETRY_SECONDS),
-        before_sleep=lambda call: print(
-            f"warning: rewards.{name}: {first_line(call.outcome.exception())}; trying again"
-        ),
+        before_sleep=lambda call: print(f"warning: rewards.{name}: {in_short(call.outcome.exception())}; trying again"),
         reraise=True,
     )
     ask = retry(reward)
@@ -131,23 +127,21 @@ def checked(name: str, reward: Callable) -> Callable:
         where = "" if row is None else f" on {_row(row, prompts, completions)}"
         return RewardError(f"rewards.{name}: raised {_words(error)}{where}; fix it in rewards.py")
 
-    if inspect.iscoroutinefunction(reward):
+    def call(prompts, completions, **others):
+        try:
+            values = ask(prompts=prompts, completions=completions, **others)
+        except Exception as error:
+            raise failed(error, prompts, completions, others) from error
+        return check(values, prompts, completions, others["log_metric"])
 
-        async def call(prompts, completions, **others):
-            try:
-                values = await ask(prompts=prompts, completions=completions, **others)
-            except Exception as error:
-                raise failed(error, prompts, completions, others) from error
-            return check(values, prompts, completions, others["log_metric"])
-    else:
+    async def call_async(prompts, completions, **others):
+        try:
+            values = await ask(prompts=prompts, completions=completions, **others)
+        except Exception as error:
+            raise failed(error, prompts, completions, others) from error
+        return check(values, prompts, completions, others["log_metric"])
 
-        def call(prompts, completions, **others):
-            try:
-                values = ask(prompts=prompts, completions=completions, **others)
-            except Exception as error:
-                raise failed(error, prompts, completions, others) from error
-            return check(values, prompts, completions, others["log_metric"])
-
+    call = call_async if inspect.iscoroutinefunction(reward) else call
     call.__name__ = name  # TRL logs a reward under its function's name
     return call
 
@@ -171,10 +165,17 @@ def score(reward: Callable, prompts: list, completions: list, columns: dict[str,
 def main() -> None:
     """Score the text of the command line, or each line of stdin, with every reward that needs nothing but the text."""
     texts = [" ".join(sys.argv[1:])] if sys.argv[1:] else sys.stdin.read().splitlines()
-    functions = {name: f for name, f in reward_functions().items() if not columns(f)}
+    public = [name for name, f in vars(rewards).items() if inspect.isfunction(f) and not name.startswith("_")]
+    for name in public:
+        if problem := why_no_reward(name):
+            print(f"note: {name}: {problem}", file=sys.stderr)
+    functions = {name: checked(name, f) for name, f in reward_functions().items() if not columns(f)}
     print("\t".join([*functions, "characters", "text"]))
     for text in texts:
-        scores = [score(f, [""], [text], {})[0] for f in functions.values()]
+        try:  # as chat messages, which is how training passes them
+            scores = [score(f, [""], [[{"role": "assistant", "content": text}]], {})[0] for f in functions.values()]
+        except RewardError as error:
+            sys.exit(f"error: {error}")
         print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), text]))
 
 
@@ -201,8 +202,6 @@ def _one_number_each(name: str, values: Any, prompts: list, completions: list) -
                 f"rewards.{name}: returned {_short(value)} for {_row(row, prompts, completions)}; "
                 f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
             )
-    if all(value is None for value in values):
-        raise RewardError(f"rewards.{name}: returned None for all {len(values)} completions; {expected}")
     return [None if value is None else float(value) for value in values]
 
 

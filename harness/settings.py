@@ -8,6 +8,7 @@ import math
 import operator
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -39,17 +40,21 @@ MOVED = {  # upstream's keys that are set elsewhere here
     "training.resume_from_checkpoint": "run the same command with --resume",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
+FINITE = kinds.restricted_number_type
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
     "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
-    "temperature num_train_epochs logging_steps save_steps": kinds.PositiveFloat,
-    "learning_rate beta": kinds.NonNegativeFloat,
-    "output_dir": kinds.NotEmptyStr,
+    "temperature num_train_epochs logging_steps save_steps": FINITE(
+        "positive float", float, [(">", 0), ("<", math.inf)]
+    ),
+    "learning_rate beta": FINITE("non negative float", float, [(">=", 0), ("<", math.inf)]),
+    "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
+    "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 ONE_WORD_OF = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
-# For the parser, to which a dot is a level and a hyphen an underscore, in a reward model's name.
+# A reward model's name may hold dots and hyphens, which the parser reads as levels and underscores.
 ESCAPED, PLAIN = str.maketrans(".-", "\u2024\u2010"), str.maketrans("\u2024\u2010", ".-")
 
 
@@ -120,11 +125,12 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
         places[key] = ""  # the command line
         for i, part in enumerate([name, *reversed(parents)]):
             value = {part: value}
-            places.setdefault(".".join(parents[: len(parents) - i]), "")
+            places[".".join(parents[: len(parents) - i])] = ""
         typed = _laid_over(typed, value)
     _check_sections(typed, {})
     merged = _over(merged, typed)
-    places = {key: place for key, place in places.items() if key.partition("dataset.")[2] in ("", *merged["dataset"])}
+    for key in [key for key in places if key.startswith("dataset.") and key.split(".")[1] not in merged["dataset"]]:
+        del places[key]  # of data that other data have replaced
     merged["dataset"] = _with_builder(merged["dataset"])
     merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     settings = _parsed(merged, places)
@@ -144,7 +150,7 @@ def training_arguments(settings: Settings):
     elsewhere = {
         key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
     }
-    section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # it was done at the start
+    section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # the first part did that
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
         here |= {"use_cpu": True, "bf16": False, "fp16": False}
     try:
@@ -156,9 +162,9 @@ def training_arguments(settings: Settings):
         section = "lora"
         return arguments, settings.lora and LoraConfig(**settings.lora)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
-        message = " ".join(str(error).split())
-        for key in getattr(settings, section):
-            if key in message:
+        message = " ".join(str(error).split())[:300]
+        for key, value in getattr(settings, section).items():
+            if key in message or (isinstance(value, str) and message.startswith(value)):
                 raise settings.error(f"{section}.{key}", f"{message}; fix the value") from error
         raise UserError(f"{section}: {message}; fix the value") from error
 
@@ -199,10 +205,10 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
         text = value if equals else rest.pop(0)
-        try:  # anything else is parsed with its key's type, so that a name may look like a number
-            values[name[2:]] = yaml.load(text, Loader=_Loader) if text == "null" or text[:1] in ("[", "{") else text
-        except yaml.YAMLError as error:
-            raise UserError(f"{name[2:]}: not YAML: {' '.join(str(error).split())}; fix the value") from None
+        values[name[2:]] = text  # parsed with its key's type, so that a name may look like a number
+        with suppress(yaml.YAMLError):
+            if text == "null" or text[:1] in ("[", "{"):
+                values[name[2:]] = yaml.load(text, Loader=_Loader)
     return options, values
 
 
@@ -220,6 +226,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     def note(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag != "tag:yaml.org,2002:str":
+                raise UserError(f"{file}:{key.start_mark.line + 1}: a key has to be a word, not {key.value}; fix it")
             name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
             if name in places:
                 raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
@@ -232,10 +240,14 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
+        raise UserError(f"{line}: not YAML: {error.problem}; fix that line") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; fix that line") from None
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; fix that") from None
+    content = {} if content is None else content
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a mapping of sections; its top level must be {', '.join(SECTIONS)}")
+        raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
     _check_sections(content, places)
     return content, places
 
@@ -243,7 +255,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _check_sections(content: dict[str, Any], places: dict[str, str]) -> None:
     for name, value in content.items():
         if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
-            raise _error(places, name, f"expected a mapping, got {value!r}; see {name} in config.yaml")
+            raise _error(places, name, f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml")
 
 
 def _laid_over(base: dict, overlay: dict) -> dict:
@@ -256,7 +268,7 @@ def _laid_over(base: dict, overlay: dict) -> dict:
 
 
 def _over(merged: dict, overlay: dict) -> dict:
-    """`overlay` over the settings; where it names other data, nothing stays of the section `dataset` below it."""
+    """`overlay` over the settings; where it names other data, the section `dataset` starts empty."""
     source = overlay.get("dataset", {})
     files_of_the_same_format = _ending(source) is None and merged.get("dataset", {}).get("path") in FORMATS.values()
     if "path" in source or ("data_files" in source and not files_of_the_same_format):
@@ -365,10 +377,11 @@ def _parser(asked: dict[str, Any]) -> ArgumentParser:
 def _in_one_line(message: str, keys: list[str], asked: dict[str, Any]) -> tuple[str, str]:
     """What jsonargparse says of a mistake in `asked`, as (key, problem)."""
     if wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL):
-        names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type (\w+)", message)
+        names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type ([^:\n]+)", message)
         names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
         expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
         got = functools.reduce(operator.getitem, wrong[1].split("."), asked)
+        got = "nothing" if got in (None, "") else got
         problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
         return wrong[1], f"{problem}; fix the value"
     if not (

@@ -1,10 +1,10 @@
-"""GRPOTrainer without the padding, and with what no callback can do; what it learns is TRL's.
+"""GRPOTrainer, scoring without padding, and saving and resuming exactly; it learns what TRL's own learns.
 
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   scoring without padding has no public hook
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
     _save_checkpoint                     a reward that cannot be reached ends a run where no event asks for a save
-    _init_training_state                 resumed from its last step, a run would take one step more
+    _init_training_state                 upstream takes one step too many when a run is resumed from its last step
 """
 
 import random
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from trl import GRPOTrainer
 
-from harness.exits import RunError, first_line
+from harness.exits import RunError, in_short
 from harness.padding import by_length, positions_are_relative, without_padding
 
 REFERENCE = "reference_model.safetensors"
@@ -41,7 +41,7 @@ class Trainer(GRPOTrainer):
         except Exception as error:
             folder = self.args.output_dir
             raise RunError(
-                f"the run is complete in {folder}, but not on the Hub ({first_line(error)}); upload it with: "
+                f"the run is complete in {folder}, but not on the Hub ({in_short(error)}); upload it with: "
                 f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
             ) from error
 
@@ -62,7 +62,7 @@ class Trainer(GRPOTrainer):
         return checkpoint / f"generation_batch_{self.args.process_index}.pt"
 
     def random_and_batch(self) -> tuple:
-        """The random state and the generation batch as they are now; nothing is copied but the former."""
+        """(random state, generation batch) as they are now, to go back to; only the random state is copied."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         random_state = (random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
         return random_state, (self._step, self._buffered_inputs)

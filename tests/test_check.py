@@ -51,10 +51,10 @@ def test_mistakes_in_model_and_lora(arguments, words, demo):
         (["--dataset.data_files", "no.json"], ["data_files: there is no folder or file", f"{ROOT}/no.json; fix"]),
         (["--dataset.data_files", "LICENSE"], ["dataset.data_files: LICENSE does not load"]),
         (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
-        (["--prompts.column", "question"], ["prompts.column: 'question' is no column", "did you mean query?"]),
+        (["--prompts.column", "question"], ["prompts.column: there is no column 'question'", "did you mean query?"]),
         (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
-        (["--prompts.limit", "14"], ["dataset: 6 prompts", "8"]),
-        (["--samples.held_out", "286"], ["dataset: 5 prompts", "samples.held_out"]),
+        (["--prompts.limit", "14"], ["dataset: 14 read: 6 to train on, 8 held out", "takes 8"]),
+        (["--samples.held_out", "286"], ["dataset: 291 read: 5 to train on", "samples.held_out"]),
     ]
 )  # fmt: skip
 def test_mistakes_in_dataset_and_prompts(arguments, words, demo):
@@ -110,7 +110,7 @@ def test_empty_questions_are_counted_and_dropped_only_on_request(bad, tiny, rows
     questions = [{**row, "query": bad if i in (3, 7) else row["query"]} for i, row in enumerate(rows)]
     arguments = [*tiny, *rows_file(tmp_path, questions), "--check"]
     message = refused(arguments)
-    assert "2 of 291 questions" in message and "rows 3, 7" in message and "drop_empty" in message
+    assert "2 of 291 rows hold no question" in message and "rows 3, 7" in message and "drop_empty" in message
     train_grpo.main([*arguments, "--prompts.drop_empty", "true"])
 
 
@@ -216,7 +216,10 @@ def test_the_footprint_of_the_articles_model():
             ["--training.learnin_rate", "1"],
             "error: training.learnin_rate: unknown, did you mean training.learning_rate?",
         ),
-        (["--config", "demo/config.yaml", "--prompts.column", "question"], "error: prompts.column: 'question'"),
+        (
+            ["--config", "demo/config.yaml", "--prompts.column", "question"],
+            "error: prompts.column: there is no column 'question'",
+        ),
         ([], "error: machine: no CUDA GPU found; `make demo`"),
     ],
 )

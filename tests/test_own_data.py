@@ -105,7 +105,7 @@ def test_empty_conversations_count_as_empty_questions(turns, tiny, tmp_path):
         "0",
     ]
     message = refused([*tiny, *source, "--check"])
-    assert "1 of 21 questions are no text (rows 20" in message
+    assert "1 of 21 rows hold no question (rows 20" in message
     train_grpo.main([*tiny, *source, "--check", "--prompts.drop_empty", "true"])
 
 
@@ -120,15 +120,15 @@ def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys
     lines = [{"query": row["query"], "expected": row["answer"]} for row in rows]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = [*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--check"]
-    assert "needs the column answer, but the data has query, expected" in refused(arguments)
+    assert "needs the column answer, but the data have query, expected; rename one" in refused(arguments)
     train_grpo.main([*arguments, "--prompts.rename", "{expected: answer}"])
     assert "4 x answer_reward" in capsys.readouterr().out
     train_grpo.main([*arguments, "--rewards.answer_reward.weight", "0"])
     plan = capsys.readouterr().out
     assert "note: answer_reward, of weight 0, is left out, as the data have no column answer" in plan
     assert "x answer_reward" not in plan
-    assert "'wanted' is no column of the data" in refused([*arguments, "--prompts.rename", "{wanted: answer}"])
-    assert "has a column 'query' already" in refused([*arguments, "--prompts.rename", "{expected: query}"])
+    assert "there is no column 'wanted'" in refused([*arguments, "--prompts.rename", "{wanted: answer}"])
+    assert "there is a column 'query' already" in refused([*arguments, "--prompts.rename", "{expected: query}"])
 
 
 def test_a_setting_of_a_reward_that_is_also_a_column_is_refused(tiny, rows, tmp_path):

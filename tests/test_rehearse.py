@@ -123,3 +123,13 @@ def test_where_figures_are_kept():
 
 def test_rehearsal_options_alone_are_refused(tiny):
     assert "--fit: goes with --rehearse" in refused([*tiny, "--fit"])
+
+
+def test_two_processes_report_once(tiny, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train_grpo.py", *tiny]
+    command += ["--training.ddp_backend", "gloo", "--training.per_device_train_batch_size", "4", "--rehearse", "--keep"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Worst case: ") == 1 and [path.name for path in tmp_path.glob("run*")] == [
+        "run-rehearsal.json"
+    ]

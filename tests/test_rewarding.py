@@ -23,7 +23,9 @@ def returning(value):
     return my_reward
 
 
-@pytest.mark.parametrize("value", [[1, 2.5], (1, 2), np.array([1, 2]), torch.tensor([1.0, 2.0]), [None, 1], [True, 0]])
+@pytest.mark.parametrize(
+    "value", [[1, 2.5], (1, 2), np.array([1, 2]), torch.tensor([1.0, 2.0]), [None, 1], [None, None], [True, 0]]
+)
 def test_numbers_pass(value):
     result = checked("my_reward", returning(value))(**CALL)
     assert result == [None if v is None else float(v) for v in value]
@@ -33,7 +35,6 @@ def test_numbers_pass(value):
     ("value", "words"),
     [
         ([1.0], ["returned 1 values", "2 numbers"]),
-        ([None, None], ["None for all 2"]),
         ([0.0, float("nan")], ["returned nan", "row 1", "'p1'", "'c1'"]),
         ([float("inf"), 0.0], ["returned inf", "row 0", "'c0'"]),
         ([0.0, -1e30], ["returned -1e+30", "row 1"]),
@@ -85,7 +86,6 @@ POISON = {  # what becomes of 16 good values, and what is said of it
     "nan": (lambda v: [*v[:5], float("nan"), *v[6:]], "returned nan for row 5 .*completion"),
     "inf": (lambda v: [*v[:5], float("inf"), *v[6:]], "returned inf for row 5 .*completion"),
     "huge": (lambda v: [*v[:5], 1e30, *v[6:]], "returned 1e.30 for row 5 .*completion"),
-    "None for all": (lambda v: [None] * len(v), "returned None for all 16"),
     "strings": (lambda v: [str(x) for x in v], "returned '0.0' for row 0 .*completion"),
     "a dict": (lambda v: dict(enumerate(v)), "returned the dict"),
     "a scalar": (sum, "returned the float"),
@@ -141,7 +141,23 @@ def test_a_flat_reward_is_warned_about(tiny, tmp_path, capsys):
 
 
 def test_rewards_py_holds_rewards_only():
-    assert list(reward_functions()) == ["emoji_reward", "length_reward", "answer_reward"]
+    assert set(reward_functions()) == {"emoji_reward", "length_reward", "answer_reward"}
     assert columns(rewards.answer_reward) == ["answer"] and columns(rewards.length_reward) == []
     public = {name for name, value in vars(rewards).items() if callable(value) and not name.startswith("_")}
     assert public == set(reward_functions())
+
+
+def test_a_reward_may_apply_to_few_rows(tiny, tmp_path, monkeypatch):
+    def digits(completions, answer, **kwargs):
+        return [float(a in str(c)) if a.isdigit() else None for c, a in zip(completions, answer, strict=True)]
+
+    digits.__module__ = "rewards"
+    monkeypatch.setattr(rewards, "digits", digits, raising=False)
+    train_grpo.main([*tiny, "--rewards.digits.weight", "1"])
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_a_reward_that_never_applies_ends_the_run(tiny, monkeypatch):
+    monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", lambda completions: [None] * len(completions)))
+    with pytest.raises(RunError, match="rewards.emoji_reward: returned None for every completion, three logs in a row"):
+        train_grpo.main([*tiny, "--training.max_steps", "8"])

@@ -114,3 +114,20 @@ def test_command_line_waits_for_an_async_reward(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     header, row = (line.split("\t") for line in result.stdout.splitlines())
     assert dict(zip(header, row, strict=True))["slow_reward"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("def my_reward(completions): return [1.0]", "note: my_reward: takes no **kwargs"),
+        ("def my_reward(completion, **kwargs): return [1.0]", "note: my_reward: has no parameter `completions`"),
+        ("def my_reward(completions, **kwargs): return {}", "error: rewards.my_reward: returned the dict"),
+        ("def my_reward(completions, **kwargs): 1 / 0", "error: rewards.my_reward: raised ZeroDivisionError"),
+    ],
+)
+def test_command_line_names_a_mistake(function, words, tmp_path):
+    (tmp_path / "harness").symlink_to(ROOT / "harness")
+    text = (ROOT / "rewards.py").read_text(encoding="utf-8")
+    (tmp_path / "rewards.py").write_text(text.replace("if __name__", f"{function}\n\n\nif __name__"), encoding="utf-8")
+    result = subprocess.run([sys.executable, "rewards.py", "はい"], cwd=tmp_path, capture_output=True, text=True)
+    assert words in result.stderr and "Traceback" not in result.stderr

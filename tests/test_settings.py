@@ -102,6 +102,8 @@ IN_A_FILE = {
     "lora inside training": ("training:\n  lora: {r: 4}\n", 2, ["training.lora: unknown, did you mean lora?"]),
     "a wrong type": ("training:\n  seed: 1\n  num_generations: 8.5\n", 3, ["training.num_generations: expected int"]),
     "a wrong key": ("prompts:\n\n  colum: query\n", 3, ["prompts.colum: unknown", "did you mean prompts.column?"]),
+    "a key that is a number": ("training:\n  1: 2\n", 2, ["a key has to be a word, not 1"]),
+    "a tab": ("training:\n\tseed: 1\n", 2, ["not YAML: found character '\\t'"]),
     "a section that is a number": ("samples: {held_out: 3}\ntraining: 3\n", 2, ["training: expected a mapping, got 3"]),
     "a reward that is not there": ("rewards:\n  emoji_rewrd: {weight: 1}\n", 2, ["did you mean emoji_reward?"]),
     "a reward without weight": ("rewards:\n  polite_reward: {bonus: 1}\n", 2, ["no such function in rewards.py"]),
@@ -127,13 +129,16 @@ TRAINING = [
     ("learning_rate", "-1", ["training.learning_rate: expected non negative float, got -1"]),
     ("beta", "-0.1", ["training.beta: expected non negative float"]),
     ("temperature", "0", ["training.temperature: expected positive float, got 0"]),
+    ("seed", "-1", ["training.seed: expected int from 0 to"]),
+    ("learning_rate", "inf", ["training.learning_rate: expected non negative float, got inf"]),
+    ("optim", "nonsense", ["training.optim: nonsense is not a valid OptimizerNames"]),
     ("steps_per_generation", "0", ["training.steps_per_generation: expected positive int"]),
     ("max_completion_length", "0", ["training.max_completion_length: expected positive int"]),
     ("loss_type", "drgrpo", ["training.loss_type: expected 'dapo', 'grpo'", "got drgrpo"]),
     ("scale_rewards", "grup", ["training.scale_rewards: expected 'group'", "got grup"]),
     ("vllm_mode", "colocat", ["training.vllm_mode: expected 'colocate', 'server', got colocat"]),
-    ("save_strategy", "sometimes", ["training: sometimes is not a valid SaveStrategy"]),
-    ("output_dir", "", ["training.output_dir: expected not empty"]),
+    ("save_strategy", "sometimes", ["training.save_strategy: sometimes is not a valid SaveStrategy"]),
+    ("output_dir", "", ["training.output_dir: expected the name of a folder, got nothing"]),
     ("max_prompt_length", "256", ["training.max_prompt_length: TRL has dropped it; set prompts.max_length"]),
     ("remove_unused_columns", "true", ["training.remove_unused_columns: leave it out"]),
     ("resume_from_checkpoint", "x", ["training.resume_from_checkpoint: run the same command with --resume"]),
@@ -161,8 +166,8 @@ OTHER_SECTIONS = [
     (["--rewards", "null"], ["rewards: expected a mapping"]),
     ([f"--rewards.{name}_reward.weight=0" for name in ("emoji", "length", "answer")], ["rewards: none has a weight"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml: No such file", "--config"]),
-    (["--config", "LICENSE"], ["LICENSE: not YAML"]),
-    (["--config", "demo/questions.jsonl"], ["demo/questions.jsonl: not YAML"]),
+    (["--config", "LICENSE"], ["LICENSE:93: not YAML"]),
+    (["--config", "demo/questions.jsonl"], ["demo/questions.jsonl:2: not YAML"]),
     (["--training.loss_scale"], ["training.loss_scale: has no value"]),
     (["surprise"], ["surprise: not an option"]),
 ]  # fmt: skip
@@ -226,7 +231,7 @@ def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
 
 def test_yaml_is_data(tmp_path):
     (tmp_path / "bomb.yaml").write_text(f"training: !!python/object/apply:os.mkdir ['{tmp_path / 'executed'}']\n")
-    assert "bomb.yaml: not YAML" in refused(["--config", str(tmp_path / "bomb.yaml"), "--check"])
+    assert "bomb.yaml:1: not YAML" in refused(["--config", str(tmp_path / "bomb.yaml"), "--check"])
     assert not (tmp_path / "executed").exists()
 
 
