@@ -257,7 +257,8 @@ def _load_rows(settings: Settings) -> Dataset:
         if "split" in str(error):  # Unknown split "trian". Should be one of ['train'].
             hint = "streaming takes no slices, use prompts.limit" if source.get("streaming") else "fix it"
             raise settings.error("dataset.split", f"{error}; {hint}") from error
-        key = "dataset.data_files" if "dataset.data_files" in settings.places else "dataset.path"
+        files = source.get("data_files") and "dataset.data_files" in settings.places
+        key = "dataset.data_files" if files else "dataset.path"
         raise settings.error(
             key, loading_problem(str(source.get("data_files") or source.get("path")), error)
         ) from error
