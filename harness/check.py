@@ -62,7 +62,7 @@ def check_machine(settings: Settings) -> None:
 
 def check_run(
     settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy: Policy, data: Data, rewards: list
-) -> "Footprint":
+) -> Footprint:
     """Check what needs the arguments, the data and the model's shape, then print what the run is about to do.
 
     `rewards` are those of build_rewards. Raises UserError.

@@ -5,6 +5,7 @@ whole steps as in the run, but on the longest prompts and with completions of fu
 """
 
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -31,20 +32,22 @@ from harness.settings import Settings
 from harness.trainer import Trainer
 
 WORST_STEPS = 3
+OUT_OF_MEMORY = ("out of GPU memory", "out of memory", "can't allocate memory", "MemoryError")
 CUDA = torch.cuda.is_available()
 
 
 @contextmanager
 def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
-    """Where --rehearse is given: a temporary output_dir, and a lack of memory is a result (UserError)."""
+    """Where --rehearse is given: a temporary output_dir, no tracker or Hub, and a lack of memory is a UserError."""
     if not settings.options.rehearse:
         yield
         return
+    args.report_to, args.push_to_hub, args.eval_on_start = [], False, False
     with tempfile.TemporaryDirectory() as args.output_dir:
         try:
             yield
         except RunError as error:
-            if "memory" not in str(error):
+            if not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise
             smaller = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
             raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {smaller}, or try --fit") from error
@@ -94,17 +97,15 @@ def rehearse(trainer: Trainer, settings: Settings, data: Data, size: Footprint) 
     sampler.generate = clock.timed(sampler.generate)
     args.save_strategy, args.eval_strategy, args.logging_steps = "no", "no", 1
     figures = {"signal": _signal(trainer, clock)} | _worst(trainer, data, clock)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     figures |= {
         "steps": steps,
         "hours": sorted(steps * figures[key] / 3600 for key in ("typical_step_s", "worst_step_s")),
-    }
-    figures |= {
         "calculated_bytes": sum(size.memory.values()),
+        "moved_share": moved_share(trained, args.learning_rate),
         "device": torch.cuda.get_device_name() if CUDA else "CPU",
+        **{name: version(name) for name in ("trl", "transformers", "torch")},
     }
-    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    figures["moved_share"] = moved_share(trained, args.learning_rate)
-    figures |= {name: version(name) for name in ("trl", "transformers", "torch")}
     if trainer.is_world_process_zero():
         _print(figures, args, settings.options.price)
         if settings.options.keep:
@@ -120,13 +121,8 @@ def kept(settings: Settings) -> Path:
 
 def _signal(trainer: Trainer, clock: Clock) -> dict[str, Any]:
     """Two generation batches at a learning rate of 0; TRL writes their completions and rewards as parquet."""
-    args = trainer.args
-    rate, args.learning_rate, trainer.log_completions, trainer.num_completions_to_print = (
-        args.learning_rate,
-        0.0,
-        True,
-        0,
-    )
+    args, rate = trainer.args, trainer.args.learning_rate
+    args.learning_rate, trainer.log_completions, trainer.num_completions_to_print = 0.0, True, 0
     per_batch = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps  # steps
     args.max_steps = max(1, round(2 * per_batch))
     folder = Path(args.output_dir) / "completions"
@@ -209,11 +205,12 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
 def fit(settings: Settings, arguments: list[str] | None) -> None:
     """Rehearse micro-batches of 1, 2, 4, ..., each in a process of its own, with the same completions a step."""
     training, tried = settings.training, []
-    completions = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    completions = math.prod(training.get(name, getattr(GRPOConfig, name)) for name in names)
     for batch in (2**i for i in range(completions.bit_length()) if completions % 2**i == 0):
         with tempfile.TemporaryDirectory() as folder:
-            sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": completions // batch}
-            values = [f"--training.{key}={value}" for key, value in {**sizes, "output_dir": f"{folder}/try"}.items()]
+            sizes = zip((*names, "output_dir"), (batch, completions // batch, f"{folder}/try"), strict=True)
+            values = [f"--training.{name}={value}" for name, value in sizes]
             rest = [argument for argument in arguments or sys.argv[1:] if argument not in ("--fit", "--keep")]
             command = [sys.executable, sys.argv[0], *rest, "--rehearse", "--keep", *values]
             done = subprocess.run(command, capture_output=True, text=True)

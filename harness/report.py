@@ -53,7 +53,7 @@ def log_line(args, state, logs: dict[str, float]) -> str:
 
 
 class Report(TrainerCallback, ExportableState):
-    """Writes reward_curves.png, samples.jsonl, README.md and config.yaml into `training.output_dir`.
+    """Writes reward_curves.png, samples.jsonl and README.md into `training.output_dir`.
 
     `begin` is to be called before training, `finish` after it, both on every process.
     """

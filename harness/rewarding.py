@@ -1,7 +1,7 @@
 """The user's rewards: found in rewards.py, given their settings, and checked on every call.
 
-TRL takes a dict's keys for rewards, sets a whole group to zero where one value is inf, and trains on nothing where all
-are None. Here a reward returns one finite number (or None) per completion, or the run ends and names the row.
+TRL takes a dict's keys for rewards, and sets a whole group to zero where one value is inf. Here a reward returns one
+finite number per completion, or None where it does not apply; otherwise the run ends and names the row.
 This module imports no torch, so that `python rewards.py` is quick.
 """
 

@@ -194,6 +194,8 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=versions)
     options, rest = parser.parse_known_args(arguments)
+    if options.rehearse and (options.check or options.resume):
+        raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
     for name in ("price", "fit", "keep"):
         if getattr(options, name) and not options.rehearse:
             raise UserError(f"--{name}: goes with --rehearse")
@@ -359,7 +361,7 @@ def _parser(asked: dict[str, Any]) -> ArgumentParser:
     # options of the file formats (csv's delimiter, json's field).
     more |= {"model.dtype": Literal["auto", "float32", "bfloat16", "float16"], "model.attn_implementation": str | None}
     more |= {"model.device_map": str | dict | None, "model.subfolder": str, "model.trust_remote_code": bool}
-    if (path := asked["dataset"].get("path")) in ("csv", "json", "parquet", "text"):
+    if (path := asked["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
         more |= {f"dataset.{name}": Any for name in vars(getattr(module, f"{path.capitalize()}Config")())}
     for name in asked["rewards"]:

@@ -21,7 +21,7 @@ class Watch(TrainerCallback):
         self.seen: set[str] = set()
         self.first: dict[str, float] = {}
         self.before: list[torch.Tensor] = []
-        self.unscored: dict[str, int] = {}  # logs in a row in which a reward was None for every completion
+        self.unscored = 0  # logs in a row in which every trained reward was None for every completion
         self.failure: str | None = None  # why the run does not count as done
 
     def look_at_untrained(self, model: torch.nn.Module) -> None:
@@ -38,13 +38,13 @@ class Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in logs:
             return
-        for name in self.weights:
-            scored = logs.get(f"rewards/{name}/mean") is not None
-            self.unscored[name] = 0 if scored else self.unscored.get(name, 0) + 1
-            if self.unscored[name] == 3:
-                raise RunError(
-                    f"rewards.{name}: returned None for every completion, three logs in a row; fix it in rewards.py"
-                )
+        trained = [name for name, weight in self.weights.items() if weight]
+        scored = any(logs.get(f"rewards/{name}/mean") is not None for name in trained)
+        self.unscored = 0 if scored else self.unscored + 1
+        if self.unscored == 3:
+            raise RunError(
+                f"{', '.join(trained)}: None for every completion, three logs in a row; fix it in rewards.py"
+            )
         for cause, message in self._looks_wrong(logs):
             self.warn(cause, state.global_step, message, state.is_world_process_zero)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, refused
+from transformers.integrations import TensorBoardCallback
 
 import train_grpo
+from harness import rehearse
 from harness.check import moved_share
+from harness.exits import RunError, UserError
 from harness.rehearse import kept
 from harness.settings import read_settings
 
@@ -133,3 +136,22 @@ def test_two_processes_report_once(tiny, tmp_path):
     assert result.stdout.count("Worst case: ") == 1 and [path.name for path in tmp_path.glob("run*")] == [
         "run-rehearsal.json"
     ]
+
+
+def test_a_rehearsal_tells_no_tracker_and_goes_alone(tiny, monkeypatch):
+    called = []
+    monkeypatch.setattr(TensorBoardCallback, "on_train_begin", lambda *args, **kwargs: called.append(args))
+    train_grpo.main([*tiny, "--training.report_to", "tensorboard", "--rehearse"])
+    assert not called
+    for other in ("--check", "--resume"):
+        assert refused([*tiny, "--rehearse", other]).startswith("--rehearse: is a run of its own")
+
+
+@pytest.mark.parametrize("words", ["the memory of a goldfish", "out of memory"])
+def test_only_a_lack_of_memory_is_one(words, tiny, monkeypatch):
+    def raises(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(rehearse, "_signal", raises)
+    with pytest.raises(UserError if "out" in words else RunError):
+        train_grpo.main([*tiny, "--rehearse"])

@@ -157,7 +157,9 @@ def test_a_reward_may_apply_to_few_rows(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "run/model.safetensors").exists()
 
 
-def test_a_reward_that_never_applies_ends_the_run(tiny, monkeypatch):
+def test_rewards_that_never_apply_end_the_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", lambda completions: [None] * len(completions)))
-    with pytest.raises(RunError, match="rewards.emoji_reward: returned None for every completion, three logs in a row"):
-        train_grpo.main([*tiny, "--training.max_steps", "8"])
+    train_grpo.main([*tiny, "--training.max_steps", "8", "--training.save_strategy", "no"])  # the others still teach
+    alone = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]
+    with pytest.raises(RunError, match="emoji_reward: None for every completion, three logs in a row"):
+        train_grpo.main([*tiny, *alone, "--training.max_steps", "8", "--training.output_dir", str(tmp_path / "alone")])
