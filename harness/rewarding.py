@@ -11,7 +11,8 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,27 +119,29 @@ def checked(name: str, reward: Callable) -> Callable:
         log_metric(f"rewards/{name}/flat_groups", flat_groups(values, prompts))
         return values
 
-    def failed(error: Exception, prompts: list, completions: list, others: dict[str, Any]) -> RewardError:
-        if _is_network(error):
-            return RewardUnreachable(f"rewards.{name}: cannot be reached ({_words(error)}), after four tries")
-        row = None
-        if not inspect.iscoroutinefunction(reward):
-            row = _first_row_that_raises(reward, prompts, completions, others)
-        where = "" if row is None else f" on {_row(row, prompts, completions)}"
-        return RewardError(f"rewards.{name}: raised {_words(error)}{where}; fix it in rewards.py")
+    @contextmanager
+    def failure_named(prompts: list, completions: list, others: dict[str, Any]) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            words = in_short(error)
+            if _is_network(error):
+                problem = f"rewards.{name}: cannot be reached ({words}), after four tries"
+                raise RewardUnreachable(problem) from error
+            row = None
+            if not inspect.iscoroutinefunction(reward):
+                row = _first_row_that_raises(reward, prompts, completions, others)
+            where = "" if row is None else f" on {_row(row, prompts, completions)}"
+            raise RewardError(f"rewards.{name}: raised {words}{where}; fix it in rewards.py") from error
 
     def call(prompts, completions, **others):
-        try:
+        with failure_named(prompts, completions, others):
             values = ask(prompts=prompts, completions=completions, **others)
-        except Exception as error:
-            raise failed(error, prompts, completions, others) from error
         return check(values, prompts, completions, others["log_metric"])
 
     async def call_async(prompts, completions, **others):
-        try:
+        with failure_named(prompts, completions, others):
             values = await ask(prompts=prompts, completions=completions, **others)
-        except Exception as error:
-            raise failed(error, prompts, completions, others) from error
         return check(values, prompts, completions, others["log_metric"])
 
     call = call_async if inspect.iscoroutinefunction(reward) else call
@@ -219,10 +222,6 @@ def _row(row: int, prompts: list, completions: list) -> str:
     prompt, completion = (value[row] for value in (prompts, completions))
     prompt, completion = (v if isinstance(v, str) else v[-1]["content"] for v in (prompt, completion))
     return f"row {row} of the batch (prompt {_short(prompt)}, completion {_short(completion)})"
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {_short(str(error))}"
 
 
 def _short(value: Any) -> str:

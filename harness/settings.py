@@ -115,20 +115,10 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     options, values = _command_line(arguments, description)
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
-    for file in [ROOT / "config.yaml", *options.config]:
-        content, lines = _read_yaml(file)
+    for content, lines in [*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values]:
+        _check_sections(content, lines)
         alone = set(SECTIONS) <= set(content)
         merged, places = (content, lines) if alone else (_over(merged, content), places | lines)
-    typed: dict[str, Any] = {}
-    for key, value in values.items():
-        *parents, name = _parts(key)
-        places[key] = ""  # the command line
-        for i, part in enumerate([name, *reversed(parents)]):
-            value = {part: value}
-            places[".".join(parents[: len(parents) - i])] = ""
-        typed = _laid_over(typed, value)
-    _check_sections(typed, {})
-    merged = _over(merged, typed)
     for key in [key for key in places if key.startswith("dataset.") and key.split(".")[1] not in merged["dataset"]]:
         del places[key]  # of data that other data have replaced
     merged["dataset"] = _with_builder(merged["dataset"])
@@ -169,8 +159,8 @@ def training_arguments(settings: Settings):
         raise UserError(f"{section}: {message}; fix the value") from error
 
 
-def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """(the switches and files, the value by dotted key of each `--section.key VALUE`)."""
+def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, tuple[dict, dict]]:
+    """(the switches and files, (content, places) of the `--section.key VALUE`s, as if they were a file)."""
     parser = argparse.ArgumentParser(
         prog="train_grpo.py",
         usage="train_grpo.py [--config FILE ...] [--section.key VALUE ...] [--check | --rehearse | --resume]",
@@ -199,19 +189,21 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     for name in ("price", "fit", "keep"):
         if getattr(options, name) and not options.rehearse:
             raise UserError(f"--{name}: goes with --rehearse")
-    values = {}
+    content: dict[str, Any] = {}
+    places: dict[str, str] = {}
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
-        text = value if equals else rest.pop(0)
-        values[name[2:]] = text  # parsed with its key's type, so that a name may look like a number
+        value = value if equals else rest.pop(0)  # parsed with its key's type, so that a name may look like a number
         with suppress(yaml.YAMLError):
-            if text == "null" or text[:1] in ("[", "{"):
-                values[name[2:]] = yaml.load(text, Loader=_Loader)
-    return options, values
+            value = yaml.load(value, Loader=_Loader) if value == "null" or value[:1] in ("[", "{") else value
+        parts = _parts(name[2:])
+        places |= {".".join(parts[: i + 1]): "" for i in range(len(parts))}
+        content = _laid_over(content, functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value))
+    return options, (content, places)
 
 
 class _Loader(yaml.SafeLoader):
@@ -247,11 +239,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{line}: not YAML: {error.problem}; fix that line") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; fix that") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
-    _check_sections(content, places)
-    return content, places
+    return content or {}, places
 
 
 def _check_sections(content: dict[str, Any], places: dict[str, str]) -> None:

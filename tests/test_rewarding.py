@@ -90,7 +90,7 @@ POISON = {  # what becomes of 16 good values, and what is said of it
     "a dict": (lambda v: dict(enumerate(v)), "returned the dict"),
     "a scalar": (sum, "returned the float"),
     "one too few": (lambda v: v[1:], "returned 15 values"),
-    "raises": (raises, "raised ValueError: 'no such word'"),
+    "raises": (raises, "raised ValueError: no such word"),
 }
 
 
