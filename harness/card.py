@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from harness.rewarding import title
 from harness.settings import Settings
+from harness.watch import best_in_words
 
 
 def model_card(
@@ -27,9 +28,9 @@ def model_card(
     """The card as of now.
 
     Args:
-        samples: the lines of samples.jsonl.
+        samples: those lines of samples.jsonl that are to be shown.
         rows: Data.in_words().
-        status: a sentence in front of all else where the run is unfinished or failed, else empty.
+        status: a sentence in front of all else: the verdict, or that the run is unfinished or failed.
         seconds: how long the run has taken.
     """
     state, args = trainer.state, trainer.args
@@ -41,19 +42,6 @@ def model_card(
     per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     completions = state.global_step * per_step // args.num_iterations
     lengths = [log["completions/mean_length"] for log in state.log_history if "completions/mean_length" in log]
-    generated = completions * (sum(lengths) / len(lengths) if lengths else 0)
-    packages = ("trl", "transformers", "torch", "datasets")
-    facts = {
-        "steps": f"{state.global_step:,} of {state.max_steps:,}, {completions:,} completions",
-        "time": f"{seconds / 60:.1f} minutes on {args.world_size} x {device}",
-        "prompts": rows,
-        "generated": f"about {generated:,.0f} tokens",
-        "learning rate, beta": f"{args.learning_rate:g}, {args.beta:g}",
-        "completions": f"{args.num_generations} a prompt, temperature {args.temperature:g}",
-        "longest completion": f"{args.max_completion_length} tokens",
-        "weights": f"{settings.model.get('dtype') or 'auto'}, {'LoRA' if settings.lora else 'all trained'}",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
-    }
     rewards = {}
     for reward, entry in settings.rewards.items():
         words = ", ".join(f"{key} = {value}" for key, value in entry.items() if key != "weight")
@@ -75,11 +63,18 @@ def model_card(
         rewards=rewards,
         samples=[_table_row(sample) for sample in samples],
         warnings=warnings,
-        facts=facts,
+        args=args,
+        state=state,
+        rows=rows,
+        completions=completions,
+        tokens=completions * (sum(lengths) / len(lengths) if lengths else 0),
+        time=f"{seconds / 60:.1f} minutes on {args.world_size} x {device}",
+        weights=f"{settings.model.get('dtype') or 'auto'}, {'LoRA' if settings.lora else 'all trained'}",
+        best=best_in_words(args, state),
+        evaluations=[log for log in state.log_history if "eval_reward" in log],
+        versions=", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets")),
         model_id=args.hub_model_id or args.output_dir,
         question=json.dumps(samples[0]["question"] if samples else "...", ensure_ascii=False),
-        temperature=args.temperature,
-        max_tokens=args.max_completion_length,
     )
 
 

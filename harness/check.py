@@ -1,7 +1,9 @@
 """Check: what can go wrong goes wrong here, in seconds and in one line; then the plan of the run is printed."""
 
+import inspect
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,12 +20,13 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from harness.exits import UserError
 from harness.loading import Data, Policy, loading_problem
 from harness.rewarding import RewardError, columns, reward_functions, score
 from harness.settings import Settings
+from harness.watch import GUARDED
 
 GB = 1e9
 
@@ -81,6 +84,7 @@ def check_run(
 
 def check_services(settings: Settings, args: GRPOConfig) -> None:
     """Trackers and the Hub, where they are asked for; raises UserError."""
+    os.environ.setdefault("WANDB_PROJECT", args.project)
     try:
         for callback in get_reporting_integration_callbacks(args.report_to):
             callback()
@@ -118,6 +122,13 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
         )
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
+    if metric := args.metric_for_best_model:
+        # What TRL logs stands nowhere but in its source.
+        logged = re.findall(r"""_metrics\[mode\]\["([\w/]+)"\]""", inspect.getsource(GRPOTrainer))
+        usual = ["reward", *(f"rewards/{name}/mean" for name in settings.rewards), GUARDED]
+        if metric.removeprefix("eval_") not in [*usual, "loss", *logged]:
+            problem = f"there is no {metric!r}; choose one of {', '.join(usual)}"
+            raise settings.error("training.metric_for_best_model", problem)
     context, prompt = config.get_text_config().max_position_embeddings, settings.prompts.max_length or 0
     if prompt + args.max_completion_length > context:
         problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
@@ -278,6 +289,8 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
         doubts.append(
             f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"
         )
+    if args.load_best_model_at_end and args.metric_for_best_model == "loss":
+        doubts.append("the best checkpoint by loss says little in GRPO; name another metric_for_best_model: reward")
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)

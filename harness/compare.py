@@ -1,6 +1,6 @@
-"""Print what several runs reached, and lay their curves over each other.
+"""Print what several runs reached and how they differ, and lay their curves over each other.
 
-python -m harness.compare outputs/a outputs/b [...]                   # a table: means of the last 20 steps
+python -m harness.compare outputs/a outputs/b [...]                   # tables and verdicts
 python -m harness.compare outputs/a outputs/b -o comparison.png       # and a picture
 """
 
@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python PATH/harness/compare.py` from any folder
 from harness.curves import draw_curves, reward_means
-from harness.exits import UserError
+from harness.exits import UserError, exit_status
+from harness.record import difference, flat
+from harness.verdict import interval, verdict
 
 
 def read_run(folder: Path) -> list[dict[str, Any]]:
@@ -35,35 +38,77 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
     return history
 
 
+def training_table(runs: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
+    """The means of each run's last 20 steps."""
+    table = Table("run", *map(_short, names), "total", "chars", "KL", "minutes", title="Training: the last 20 steps")
+    keys = [*(f"rewards/{name}/mean" for name in names), "reward", "completions/mean_characters", "kl"]
+    for folder, history in runs.items():
+        logs = [log for log in history if "reward" in log]
+        last = [log for log in logs if log["step"] > logs[-1]["step"] - 20]
+        columns = [[log[key] for log in last if log.get(key) is not None] for key in keys]
+        means = [f"{sum(values) / len(values):.2f}" if values else "–" for values in columns]
+        seconds = [log["train_runtime"] for log in history if "train_runtime" in log]
+        table.add_row(folder, *means, f"{seconds[-1] / 60:.1f}" if seconds else "–")
+    return table
+
+
+def held_out_table(samples: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
+    """The means of the held-out questions after training, with their 95% intervals."""
+    table = Table("run", *map(_short, names), title="Held-out questions after training, with 95% intervals")
+    for folder, rows in samples.items():
+        scores = [[row["after"]["rewards"].get(name) for row in rows] for name in names]
+        scores = [[score for score in column if score is not None] for column in scores]
+        table.add_row(folder, *(str(interval(column)).lstrip("+") if column else "–" for column in scores))
+    return table
+
+
+def differences(folders: list[Path], settings: list[dict[str, Any]]) -> Table:
+    """The settings that are not the same in all runs, and rewards.py where it differs from the first run's."""
+    table = Table("what differs", *map(str, folders))
+    flattened = [flat(each) for each in settings]
+    for key in sorted(set().union(*flattened) - {"training.output_dir"}):
+        values = [str(each.get(key, "–")) for each in flattened]
+        if len(set(values)) > 1:
+            table.add_row(key, *values)
+    codes = [(folder / "rewards.py").read_text(encoding="utf-8") for folder in folders]
+    if len(set(codes)) > 1:
+        table.add_row("rewards.py", "", *(difference(codes[0], code) or "the same" for code in codes[1:]))
+    return table
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="the output_dir of a run")
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="draw the curves into this file")
     options = parser.parse_args(arguments)
+    if (png := options.output) and (png.suffix != ".png" or not png.absolute().parent.is_dir()):
+        raise UserError(f"-o {png}: name a .png file in a folder that is there")
     runs = {str(folder): read_run(folder) for folder in options.folders}
-    histories = {folder: [log for log in history if "reward" in log] for folder, history in runs.items()}
-    names = dict.fromkeys(name for history in histories.values() for log in history for name in reward_means(log))
-    table = Table(title="Mean of the last 20 steps", show_edge=False)
-    for column in ("run", *(name.removesuffix("_reward") for name in names), "total", "chars", "KL", "minutes"):
-        table.add_column(column, overflow="fold")
-    keys = [*(f"rewards/{name}/mean" for name in names), "reward", "completions/mean_characters", "kl"]
-    for folder, history in histories.items():
-        last = [log for log in history if log["step"] > history[-1]["step"] - 20]
-        columns = [[log[key] for log in last if log.get(key) is not None] for key in keys]
-        means = [f"{sum(values) / len(values):.2f}" if values else "–" for values in columns]
-        seconds = [log["train_runtime"] for log in runs[folder] if "train_runtime" in log]
-        table.add_row(folder, *means, f"{seconds[-1] / 60:.1f}" if seconds else "–")
-    Console().print(table)
-    if options.output:
-        if options.output.suffix != ".png" or not options.output.absolute().parent.is_dir():
-            raise UserError(f"-o {options.output}: name a .png file in a folder that is there")
-        draw_curves(histories, {}, options.output)
-        print(f"curves: {options.output}")
+    names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
+    console = Console()
+    console.print(training_table(runs, names))
+
+    read = [folder for folder in map(Path, runs) if (folder / "config.yaml").exists()]
+    settings = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in read]
+    samples = {}
+    for folder in read:
+        lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        samples[str(folder)] = [row for row in map(json.loads, lines) if row["held_out"] and row["after"]]
+    console.print(held_out_table(samples, names))
+    for (folder, rows), sections in zip(samples.items(), settings, strict=True):
+        weights = {name.split("/")[-1]: entry["weight"] for name, entry in sections["rewards"].items()}  # as TRL does
+        weights = {name: weight for name, weight in weights.items() if rows and name in rows[0]["after"]["rewards"]}
+        console.print(f"{folder}: {verdict(rows, weights)[1]}", highlight=False)
+    if len(read) > 1 and (table := differences(read, settings)).rows:
+        console.print(table)
+    if png:
+        draw_curves(runs, {}, png)
+        print(f"curves: {png}")
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("_reward")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

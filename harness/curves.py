@@ -6,22 +6,26 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from harness.rewarding import reward_functions, title
 
+SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
+
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[str, Any]], path: Path) -> None:
     """Each reward, the total, completion length and KL over the optimizer steps; a single run with its spread.
+
+    Evaluations are dots over the lines.
 
     Args:
         runs: `log_history` of `trainer_state.json` by the run's name.
         entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
-    runs = {run: [log for log in history if "reward" in log] for run, history in runs.items()}
-    names = dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log))
-    names = sorted(names, key=list(entries).index) if set(names) <= set(entries) else list(names)
+    names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
+    names = sorted(names, key=list(entries).index) if set(names) <= set(entries) else names
     panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
         ("reward", "total reward (weighted)", "reward_std"),
         ("completions/mean_characters", "completion length (characters)", None),
@@ -32,14 +36,21 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
     figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
     for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
         for run, history in runs.items():
-            points = [log for log in history if log.get(key) is not None]
-            steps, values = [log["step"] for log in points], [log[key] for log in points]
-            axes.plot(steps, values, "." if len(steps) == 1 else "-", label=run, linewidth=1.5)
+            steps, values, spreads = _points(history, key, spread)
+            line, *others = _smoothed(values, spreads)
+            (drawn,) = axes.plot(steps, line, "." if len(steps) == 1 else "-", label=run, linewidth=1.5)
+            if len(steps) > SMOOTH:
+                axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
             if spread and alone:
-                low, high = ([log[key] + sign * (log[spread] or 0) for log in points] for sign in (-1, 1))
+                low, high = line - others[0], line + others[0]
                 axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
+            evaluated = _points(history, f"eval_{key}", None)
+            if len(evaluated[0]):
+                label = "evaluation" if alone else None
+                axes.plot(*evaluated[:2], "o", color=drawn.get_color(), markersize=4, markeredgecolor="k", label=label)
         if heading in reward_functions():  # a reward's unit is what its docstring says first
-            axes.set_ylabel(textwrap.shorten(re.split("[,;:]", title(heading))[0], 44), fontsize=7)
+            unit = re.split(r"[,;:.]|(?<=\))", title(heading))[0]
+            axes.set_ylabel("\n".join(textwrap.wrap(unit, 30)[:2]), fontsize=7)
         weight = f" (weight {entries[heading]['weight']:g})" if alone and heading in entries else ""
         axes.set_title(heading + weight, fontsize=10, loc="left")
         axes.set_xlabel("optimizer step", fontsize=8)
@@ -57,3 +68,18 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
 def reward_means(log: dict[str, float]) -> dict[str, float]:
     """The mean of each reward in one log of TRL's, by the reward's name."""
     return {key.split("/")[1]: log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")}
+
+
+def _points(history: list[dict[str, Any]], key: str, spread: str | None) -> np.ndarray:
+    """(3, points): step, value and spread of each log that has the key."""
+    logs = [log for log in history if log.get(key) is not None]
+    return np.array([[log["step"], log[key], log.get(spread) or 0] for log in logs], dtype=float).reshape(-1, 3).T
+
+
+def _smoothed(*series: np.ndarray) -> list[np.ndarray]:
+    """Running means, shorter at the ends; as they are where there are few points."""
+    if len(series[0]) <= SMOOTH:
+        return list(series)
+    window = np.ones(len(series[0]) // 20)
+    counts = np.convolve(np.ones(len(series[0])), window, mode="same")
+    return [np.convolve(values, window, mode="same") / counts for values in series]

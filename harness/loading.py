@@ -129,8 +129,8 @@ def load_reward_model(name: str) -> torch.nn.Module:
 def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     """Load `dataset`, make `prompts` of it with the policy's chat template, hold `samples.held_out` rows out.
 
-    A prompt over `prompts.max_length` tokens, the template and its generation prompt included, is dropped. So is each
-    further row with a question that is held out.
+    At most a quarter of the questions is held out. A prompt over `prompts.max_length` tokens, the template and its
+    generation prompt included, is dropped. So is each further row with a question that is held out.
     """
     prompts = settings.prompts
     rows = _renamed(settings, _load_rows(settings))
@@ -169,7 +169,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         raise settings.error("prompts.max_length", problem)
     firsts = kept[np.sort(np.unique(hashes[kept], return_index=True)[1])]  # of rows with the same question
     seed = settings.training.get("seed", GRPOConfig.seed)
-    held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts)))
+    held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts) // 4))
     known = np.isin(hashes[kept], hashes[held_out])
     different = kept[~known]
     trained = np.setdiff1d(firsts, held_out) if prompts.drop_duplicates else different
@@ -184,7 +184,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": repeated,
     }
     usable = rows.remove_columns(["prompt_length", "prompt_hash"])
-    return Data(usable.select(trained), usable.select(sorted(held_out)), counts, lengths[trained])
+    return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
 
 
 def _renamed(settings: Settings, rows: Dataset) -> Dataset:

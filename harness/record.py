@@ -5,14 +5,16 @@ import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from harness.exits import UserError, write_whole
-from harness.loading import Data
 from harness.rewarding import rewards
-from harness.settings import Settings
+
+if TYPE_CHECKING:  # so that compare need not import torch
+    from harness.loading import Data
+    from harness.settings import Settings
 
 # What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
 # samples from the same random state).
@@ -20,7 +22,7 @@ FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "lo
 LONGER = ("training.max_steps", "training.num_train_epochs")
 
 
-def write_record(settings: Settings, data: Data, output_dir: str) -> None:
+def write_record(settings: "Settings", data: "Data", output_dir: str) -> None:
     """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,7 @@ def write_record(settings: Settings, data: Data, output_dir: str) -> None:
     write_whole(folder / "config.yaml", settings.as_yaml())
 
 
-def check_same_settings(settings: Settings, output_dir: str) -> None:
+def check_same_settings(settings: "Settings", output_dir: str) -> None:
     """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
 
     More steps are no such change where the learning rate is constant: then they leave the steps before as they were.
@@ -45,7 +47,7 @@ def check_same_settings(settings: Settings, output_dir: str) -> None:
         old = None
     if not isinstance(old, dict):
         raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
-    old, new = _flat(old), _flat(settings.given)
+    old, new = flat(old), flat(settings.given)
     differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
     if set(differ) <= set(LONGER):
@@ -63,7 +65,7 @@ def check_same_settings(settings: Settings, output_dir: str) -> None:
         raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
 
 
-def check_same_rewards_and_data(data: Data, output_dir: str) -> None:
+def check_same_rewards_and_data(data: "Data", output_dir: str) -> None:
     """Refuse to go on with another rewards.py or other rows; raises UserError with what differs."""
     folder = Path(output_dir)
     try:
@@ -80,7 +82,7 @@ def check_same_rewards_and_data(data: Data, output_dir: str) -> None:
         raise UserError(f"--resume: the data are not the run's ({rows}); put them back, or start a new run")
 
 
-def note_other_rewards(settings: Settings) -> None:
+def note_other_rewards(settings: "Settings") -> None:
     """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
     for file in settings.options.config:
         theirs = file.with_name("rewards.py")
@@ -108,7 +110,8 @@ def _is_free(key: str) -> bool:
     return section == "samples" or (section == "training" and name.startswith(FREE))
 
 
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
     if not isinstance(settings, dict) or not settings:
         return {prefix.removesuffix("."): settings}
-    return {key: value for name, part in settings.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+    return {key: value for name, part in settings.items() for key, value in flat(part, f"{prefix}{name}.").items()}

@@ -4,6 +4,8 @@ Nothing here may cost a run: curves take at most 0.5% of the time, and what cann
 """
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,32 +25,39 @@ from harness.loading import Data
 from harness.rehearse import kept, memory_in_use
 from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
-from harness.settings import Settings
-from harness.watch import Watch
+from harness.settings import ROOT, Settings
+from harness.verdict import verdict
+from harness.watch import Watch, best_in_words
 
 
 class Progress(ProgressCallback):
     """The progress bar with its time left, and one readable line a log instead of a dict of thirty keys."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and "reward" in logs and self.training_bar is not None:
+        if state.is_world_process_zero and self.training_bar is not None and {"reward", "eval_reward"} & set(logs):
             self.training_bar.write(log_line(args, state, logs))
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """No second bar for an evaluation."""
 
 
 def log_line(args, state, logs: dict[str, float]) -> str:
     """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut | KL 0.41 | 4,900 tokens/s`"""
+    evaluation = "evaluation  " if "eval_reward" in logs else ""
+    logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
     means = {name.removesuffix("_reward"): mean for name, mean in reward_means(logs).items()}
     scores = [f"{name} {'–' if mean is None else f'{mean:.2f}'}" for name, mean in means.items()]
     length = f"{logs['completions/mean_length']:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
-    completions = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     parts = [
-        f"step {state.global_step}/{state.max_steps}  reward {logs['reward']:.2f}  {'  '.join(scores)}",
+        f"step {state.global_step}/{state.max_steps}  {evaluation}reward {logs['reward']:.2f}  {'  '.join(scores)}",
         f"{length}, {logs['completions/clipped_ratio']:.0%} cut",
         f"KL {logs['kl']:.3g}" if logs.get("kl") is not None else "no KL",
-        f"{logs['completions/mean_length'] * completions / logs['step_time']:,.0f} tokens/s",
     ]
+    if not evaluation:
+        completions = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        parts.append(f"{logs['completions/mean_length'] * completions / logs['step_time']:,.0f} tokens/s")
     return " | ".join(parts)
 
 
@@ -61,7 +70,8 @@ class Report(TrainerCallback, ExportableState):
     def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
         self.trainer, self.settings, self.data = trainer, settings, data
         weights = [entry["weight"] for entry in settings.rewards.values()]
-        self.watch = Watch(dict(zip(trainer.reward_func_names, weights, strict=True)))
+        self.weights = dict(zip(trainer.reward_func_names, weights, strict=True))
+        self.watch = Watch(self.weights)
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, data.held_out)
@@ -116,12 +126,13 @@ class Report(TrainerCallback, ExportableState):
         self.write()
 
     def finish(self) -> None:
-        """Ask again, write everything, print before and after; raises RunError where nothing was learned."""
+        """Ask again, write everything, print how the run ended; raises RunError where nothing was learned."""
         self._attempt(self._ask_again)
         self.next_drawing = 0.0
         self.write()
-        if self.main and self.after:
+        if self.main:
             self._print_samples()
+            print("\n".join(self._last_lines()))
         if self.watch.failure:
             raise RunError(self.watch.failure)
 
@@ -148,6 +159,30 @@ class Report(TrainerCallback, ExportableState):
         draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
         self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
 
+    def _last_lines(self) -> list[str]:
+        """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
+        folder, state, python = self.folder, self.trainer.state, os.path.relpath(sys.executable)
+        tool = f"{python} {os.path.relpath(ROOT / 'harness')}"
+        model = f"{folder}-merged" if self.settings.lora else folder
+        best = best_in_words(self.trainer.args, state)
+        return [
+            f"the model:   {folder}{best and f', {best}'}",
+            *([f"merge it:    {tool}/merge.py {folder}"] if self.settings.lora else []),
+            f"talk to it:  {tool}/chat.py {folder}",
+            f"compare it:  {tool}/compare.py {folder}",
+            f"go on:       {python} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder}/config.yaml "
+            f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
+            *(f"warning: {warning}" for warning in self.watch.warnings),
+            self._verdict(),
+        ]
+
+    def _verdict(self) -> str:
+        return verdict(self._samples(), self.weights)[1]
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The questions of the settings, and the first of those held out."""
+        return self._samples()[: len(self.settings.samples.questions) + self.settings.samples.shown]
+
     def _samples(self) -> list[dict[str, Any]]:
         """Each question, the columns that the rewards compare it with, and the answers to it."""
         functions = [reward_functions()[name] for name in self.settings.rewards if name in reward_functions()]
@@ -171,16 +206,18 @@ class Report(TrainerCallback, ExportableState):
         table = Table(title="Before and after", show_lines=True)
         for side in ("question", "before", "after"):
             table.add_column(side, overflow="fold")
-        for sample in self._samples():
+        for sample in self._shown() if self.after else ():
             sides = [sample[side] for side in ("before", "after")]
             cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in sides]
             table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
         Console(highlight=False, markup=False).print(table)
 
     def _write_card(self) -> None:
-        step, failure = self.trainer.state.global_step, self.watch.failure
-        status = "" if self.after is not None else f"**Unfinished: stopped, or still running, at step {step:,}.** "
-        status = f"**Failed: {failure}.** " if failure else status
+        status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
+        if self.after is not None:
+            status = f"**{self._verdict()}** (held-out questions, before and after; 95% intervals)"
+        if self.watch.failure:
+            status = f"**Failed: {self.watch.failure}.** {status}"
         rows, warnings = self.data.in_words(), self.watch.warnings
-        card = model_card(self.trainer, self.settings, self._samples(), rows, warnings, status, self.seconds)
+        card = model_card(self.trainer, self.settings, self._shown(), rows, warnings, status, self.seconds)
         card.save(self.folder / "README.md")

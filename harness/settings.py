@@ -77,6 +77,7 @@ class Samples:
 
     questions: list[str]
     held_out: kinds.NonNegativeInt = 0
+    shown: kinds.NonNegativeInt = 8
 
 
 @dataclass
@@ -141,11 +142,12 @@ def training_arguments(settings: Settings):
         key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
     }
     section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # the first part did that
+    named = {"run_name": Path(settings.training["output_dir"]).name, "project": "train-grpo"}  # for trackers
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
         here |= {"use_cpu": True, "bf16": False, "fp16": False}
     try:
         arguments = GRPOConfig(
-            **{**settings.training, **here},
+            **{**named, **settings.training, **here},
             trust_remote_code=settings.model.get("trust_remote_code", False),
             model_init_kwargs=elsewhere or None,  # for the reference model, which TRL loads by the policy's name
         )

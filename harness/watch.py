@@ -2,9 +2,13 @@
 
 import torch
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from harness.exits import RunError
+from harness.rewarding import HUGE
+
+GUARDED = "reward_while_canaries_hold"  # a name for training.metric_for_best_model
+CANARY_FALL = 0.05  # more than that since the first evaluation is a fall
 
 
 class Watch(TrainerCallback):
@@ -19,7 +23,8 @@ class Watch(TrainerCallback):
         self.weights = weights
         self.warnings: list[str] = []
         self.seen: set[str] = set()
-        self.first: dict[str, float] = {}
+        self.first: dict[str, float] = {}  # what a log said when it was first seen
+        self.lasting: dict[str, int] = {}  # by cause, for how many logs in a row it has been seen
         self.before: list[torch.Tensor] = []
         self.unscored = 0  # logs in a row in which every trained reward was None for every completion
         self.failure: str | None = None  # why the run does not count as done
@@ -59,12 +64,20 @@ class Watch(TrainerCallback):
         if min(flat.values()) > 0.5:
             shares = ", ".join(f"{name} in {share:.0%} of them" for name, share in flat.items())
             found.append(("groups", f"most groups carry no signal, as all completions score alike: {shares}"))
-        if logs.get("completions/clipped_ratio", 0) > 0.9:
-            found.append(
-                ("cut", "over 90% of completions are cut off at max_completion_length; raise it, or reward brevity")
-            )
-        if (kl := logs.get("kl") or 0) > 10:
-            found.append(("kl", f"KL is {kl:.1f} a token: the policy runs away; lower learning_rate or raise beta"))
+        if (cut := logs.get("completions/clipped_ratio", 0)) > 0.5:
+            problem = f"{cut:.0%} of completions are cut off at max_completion_length; raise it, or reward brevity"
+            found.append(("cut", problem))
+        if self._lasts("kl", (kl := logs.get("kl") or 0) > 1) or kl > 10:
+            problem = f"KL is {kl:.1f} a token: the policy runs away; lower learning_rate or raise beta"
+            found.append(("kl", problem))
+        reward, began = logs["reward"], self.first.setdefault("reward", logs["reward"])
+        if self._lasts("reward", reward < began - abs(began) / 10):
+            problem = f"the total reward, {reward:.2f}, has fallen below where it began, {began:.2f}"
+            found.append(("reward", f"{problem}; lower learning_rate or raise beta"))
+        entropy = logs.get("entropy")
+        if entropy is not None and entropy < self.first.setdefault("entropy", entropy) / 10:
+            problem = f"entropy fell from {self.first['entropy']:.2f} to {entropy:.2g} nats a token"
+            found.append(("entropy", f"{problem}: a group's answers become the same; raise temperature or beta"))
         for name, weight in self.weights.items():
             mean = logs.get(f"rewards/{name}/mean")
             if weight or mean is None:
@@ -74,6 +87,16 @@ class Watch(TrainerCallback):
                 fell = f"{name}, of weight 0, fell from {first:.2f} to {mean:.2f}"
                 found.append((name, f"{fell}: the policy gives it up to win the other rewards"))
         return found
+
+    def _lasts(self, cause: str, seen: bool) -> bool:
+        self.lasting[cause] = self.lasting.get(cause, 0) + 1 if seen else 0
+        return self.lasting[cause] == 5
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Add the metric of recipes/best.yaml: the total reward; below all rewards where a canary has fallen."""
+        canaries = {f"eval_rewards/{name}/mean" for name, weight in self.weights.items() if not weight} & set(metrics)
+        fall = max((self.first.setdefault(key, metrics[key]) - metrics[key] for key in canaries), default=0)
+        metrics[f"eval_{GUARDED}"] = metrics["eval_reward"] if fall <= CANARY_FALL else -HUGE * fall
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         now = next(p for p in model.parameters() if p.requires_grad).dtype
@@ -90,6 +113,16 @@ class Watch(TrainerCallback):
             self.failure = "the weights have not changed: nothing was learned; see learning_rate and model.dtype"
         if self.failure:
             self.warn("failure", state.global_step, self.failure, state.is_world_process_zero)
+
+
+def best_in_words(args: TrainingArguments, state: TrainerState) -> str:
+    """Which checkpoint was loaded at the end, and by which figure; empty where none was asked for."""
+    if not (args.load_best_model_at_end and state.best_model_checkpoint):
+        return ""
+    figure = f"the best {args.metric_for_best_model}: {state.best_metric:.2f}"
+    if args.metric_for_best_model.endswith(GUARDED) and state.best_metric <= -HUGE * CANARY_FALL:
+        figure = "the canaries have fallen at every evaluation, and there the least; evaluate more often"
+    return f"as it was at step {state.best_global_step} ({figure})"
 
 
 def _some_weights(model: torch.nn.Module) -> list[torch.Tensor]:

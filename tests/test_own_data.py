@@ -141,7 +141,7 @@ def test_a_setting_of_a_reward_that_is_also_a_column_is_refused(tiny, rows, tmp_
 def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, tmp_path):
     lines = [*rows[:40], *rows[:10], *rows[:10], {**rows[0], "query": "長い" * 300}, {**rows[0], "query": " "}]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = ["--dataset.path", tmp_path / "q.jsonl", "--prompts.drop_empty", "true"]
+    source = ["--dataset.path", tmp_path / "q.jsonl", "--prompts.drop_empty", "true", "--samples.held_out", "8"]
     kept = loaded(policy, *source)
     held_out = set(kept.held_out["query"])
     assert len(held_out) == len(kept.held_out) == 8 and not held_out & set(kept.train["query"])
@@ -158,6 +158,7 @@ def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, 
     dropped = loaded(policy, *source, "--prompts.drop_duplicates", "true")
     assert len(dropped.train) == len(set(dropped.train["query"])) == 32
     assert dropped.counts["duplicates (dropped)"] == 20 - repeats
+    assert len(loaded(policy, *source[:-1], "64").held_out) == 10  # a quarter at most
     assert f"62 read: {52 - repeats} to train on, 8 held out, 1 empty (dropped)" in kept.in_words()
 
 

@@ -49,7 +49,7 @@ def history(folder):
 
 def test_both_sides_of_every_question_are_kept_and_scored(run):
     rows = samples(run)
-    assert [row["held_out"] for row in rows] == [False] * 3 + [True] * 8
+    assert [row["held_out"] for row in rows] == [False] * 3 + [True] * 64
     assert rows[0]["question"] == "富士山の高さは?"
     assert any(row["before"]["completion"] != row["after"]["completion"] for row in rows)
     for row in rows:
@@ -100,7 +100,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tiny, tmp_path, monkeypatc
 
     monkeypatch.setattr("harness.report.draw_curves", full)
     train_grpo.main(tiny)
-    assert capsys.readouterr().out.count("the report is incomplete: OSError") == 1
+    assert capsys.readouterr().out.count("the report is incomplete: OSError") == 2  # at once, and at the end
     assert (tmp_path / "run/model.safetensors").exists()
 
 
@@ -110,8 +110,7 @@ def test_the_model_card_is_valid_and_complete(run):
     assert {"trl", "grpo"} <= set(card.data.tags) and card.data.library_name == "transformers"
     text = card.text
     assert "Unfinished" not in text and "8 of 8" in text and "shao2024deepseekmath" in text
-    for row in samples(run):
-        assert row["question"] in text
+    assert [row["question"] in text for row in samples(run)][: 3 + 8 + 1] == [True] * (3 + 8) + [False]
 
 
 def test_the_effective_config_repeats_the_run(run, tmp_path):
@@ -144,7 +143,7 @@ def test_two_processes_write_one_report(tiny, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("2 prompts x 4 = 8 completions") == 1  # the plan, once, counting both processes
     rows = samples(tmp_path / "run")
-    assert len(rows) == 11 and all(row["before"] and row["after"] for row in rows)
+    assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
 
 def test_log_line():

@@ -81,7 +81,7 @@ def test_lora_trains_an_adapter(tiny, tmp_path):
     moved = [name for name, weight in trained.named_parameters() if "lora_B" in name and weight.abs().max() > 0]
     assert len(moved) == 7 * 2  # every target of both layers
     rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
-    assert len(rows) == 11 and all(row["before"] and row["after"] for row in rows)
+    assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
 
 @pytest.fixture

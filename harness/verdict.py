@@ -1,0 +1,86 @@
+"""Verdict: what a run changed, by the same held-out questions answered before and after it, and how sure that is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FEWEST = 8  # answered questions; below it an interval says nothing
+ALIKE = 0.8  # of two answers' trigrams
+
+
+@dataclass
+class Interval:
+    """A mean and its 95% interval, by bootstrap over the questions."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self):
+        sign = "+" if self.mean > 0 else ""
+        return f"{sign}{_number(self.mean)} ({_number(self.low)} to {_number(self.high)})"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of `values` and where 95% of the means of 10,000 resamples lie (Efron's percentile bootstrap)."""
+    values = np.asarray(values, dtype=float)
+    resamples = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    low, high = np.quantile(values[resamples].mean(axis=1), (0.025, 0.975))
+    return Interval(values.mean(), low, high)
+
+
+def alike(answers: list[str]) -> float:
+    """The share of answers in the largest set that says nearly the same; punctuation and emoji do not count."""
+    texts = ["".join(character for character in text if character.isalnum()) for text in answers]
+    trigrams = [{text[i : i + 3] for i in range(max(1, len(text) - 2))} for text in texts]
+    near = [[len(a & b) >= ALIKE * len(a | b) for b in trigrams] for a in trigrams]
+    return max(map(sum, near)) / len(near)
+
+
+def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> tuple[str, str]:
+    """(learned, hacked, worse, no change or unknown; the same in a line, with each reward's change and its interval).
+
+    Only a change whose interval leaves out 0 counts. Hacked: the trained rewards rose, while a canary lost over a
+    quarter, or most answers became the same. Worse: the trained rewards fell.
+
+    Args:
+        samples: the lines of samples.jsonl.
+        weights: weight by reward; a reward of weight 0 is a canary.
+    """
+    samples = [sample for sample in samples if sample["held_out"] and sample["after"]]
+    if len(samples) < FEWEST:
+        return "unknown", f"no verdict: it takes {FEWEST} held-out questions, and there are {len(samples)}"
+    sides = [[sample[side] for sample in samples] for side in ("before", "after")]
+    changes, risen, fallen, same, given_up = {}, [], [], [], False
+    for name, weight in weights.items():
+        pairs = [(old["rewards"][name], new["rewards"][name]) for old, new in zip(*sides, strict=True)]
+        pairs = np.array([pair for pair in pairs if None not in pair])
+        if len(pairs) < FEWEST:
+            continue
+        change = changes[name] = interval(pairs[:, 1] - pairs[:, 0])
+        up, down = (change.low > 0, change.high < 0) if weight >= 0 else (change.high < 0, change.low > 0)
+        (risen if up and weight else fallen if down else same).append(name)
+        given_up |= weight == 0 and down and change.mean < -pairs[:, 0].mean() / 4
+
+    totals = [[sum(w * (answer["rewards"][name] or 0) for name, w in weights.items()) for answer in s] for s in sides]
+    total = interval(np.subtract(totals[1], totals[0]))
+    before, after = (alike([answer["completion"] for answer in side]) for side in sides)
+    uniform = after > before + 0.5
+
+    def words(names: list[str]) -> str:
+        return ", ".join(f"{name.removesuffix('_reward')} {changes[name]}" for name in names)
+
+    parts = [("learned", risen), ("lost", fallen), ("kept", same)]
+    kind = "worse" if total.high < 0 else "learned" if total.low > 0 else "no change"
+    line = "; ".join(f"{head}: {words(names)}" for head, names in parts if names)
+    if kind == "learned" and (given_up or uniform):
+        kind, line = "hacked", f"hacked: {words(risen)} rose" + (f" while {words(fallen)} fell" if fallen else "")
+    elif kind != "learned":
+        line = f"{kind}: total {total}; {line}"
+    return kind, line + (f"; {after:.0%} of the answers say nearly the same ({before:.0%} before)" if uniform else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"

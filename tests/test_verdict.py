@@ -1,0 +1,161 @@
+"""The verdict: on made-up scores whose intervals are known, and at the end of real runs of the demo."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, refused
+
+import train_grpo
+from harness.exits import RunError
+from harness.verdict import alike, interval, verdict
+from harness.watch import Watch
+
+
+def test_the_interval_is_that_of_the_textbook():
+    values = np.random.default_rng(1).normal(3, 2, 64)
+    found, half = interval(values), 1.96 * values.std() / 8  # the normal approximation of the mean of 64
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.05)
+    assert (
+        str(interval([0.5] * 10)) == "+0.50 (0.50 to 0.50)" and str(interval([-0.01] * 9)) == "-0.01 (-0.01 to -0.01)"
+    )
+
+
+def test_an_interval_holds_the_mean_19_times_in_20():
+    random = np.random.default_rng(2)
+    found = [interval(random.binomial(1, 0.3, 64)) for _ in range(200)]
+    assert 0.9 < np.mean([each.low <= 0.3 <= each.high for each in found]) < 0.99
+
+
+def test_alike():
+    assert alike(["富士山です。", "琵琶湖です。", "利根川です。"]) == pytest.approx(1 / 3)
+    same = ["とてもいい質問ですね。ぜひ自分で調べて。🌸✨", "とてもいい質問ですね。ぜひ自分で調べて。💪🔥🔥"]
+    assert alike([*same, "横浜市です。", ""]) == 0.5
+
+
+UP, SAME, DOWN = [1, 2] * 8, [0, 1, 0, -1] * 4, [-1, -0.5] * 8
+VERDICTS = {
+    "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned: emoji \+1.50 .*; kept: answer 0.00"),
+    "a little of a canary is lost": ({"emoji": (1, UP), "answer": (0, [-1] + 15 * [-0.1])}, "learned", "lost: answer"),
+    "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r"learned: emoji .*; lost: length -0.75"),
+    "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
+    "a weight below 0": ({"length": (-1, DOWN)}, "learned", r"learned: length -0.75 \("),
+    "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
+    "nothing": ({"emoji": (1, SAME)}, "no change", r"no change: total 0.00 \(.*\); kept: emoji 0.00"),
+    "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rewards", "kind", "words"), VERDICTS.values(), ids=VERDICTS)
+def test_verdicts_on_made_up_scores(rewards, kind, words):
+    def side(i: int, change: int):
+        scores = {name: None if values[i] is None else 2 + change * values[i] for name, (_, values) in rewards.items()}
+        return {"completion": chr(97 + i) * 9, "rewards": scores}
+
+    samples = [{"held_out": True, "before": side(i, 0), "after": side(i, 1)} for i in range(16)]
+    weights = {name: weight for name, (weight, _) in rewards.items()}
+    found, line = verdict(samples, weights)
+    assert found == kind and re.search(words, line), line
+    assert verdict(samples[:7], weights) == ("unknown", "no verdict: it takes 8 held-out questions, and there are 7")
+
+
+def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
+    before = [{"completion": chr(97 + i) * 9, "rewards": {"emoji": 0.0}} for i in range(16)]
+    samples = [
+        {"held_out": True, "before": b, "after": {"completion": "yes!", "rewards": {"emoji": 1.0}}} for b in before
+    ]
+    kind, line = verdict(samples, {"emoji": 1})
+    assert kind == "hacked"
+    assert line == "hacked: emoji +1.00 (1.00 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
+
+
+BEGAN = {"reward": 4.0, "kl": 0.0, "entropy": 1.0, "completions/clipped_ratio": 0.0, "frac_reward_zero_std": 0.0}
+BEGAN |= {"rewards/emoji/mean": 1.0}
+LOGS = [
+    ({"completions/clipped_ratio": 0.6}, 1, "60% of completions are cut off"),
+    ({"reward": 3.5}, 5, "the total reward, 3.50, has fallen below where it began, 4.00"),
+    ({"reward": 3.7}, 5, None),
+    ({"reward": 3.5}, 4, None),
+    ({"entropy": 0.09}, 1, "entropy fell from 1.00 to 0.09 nats a token"),
+    ({"kl": 1.1}, 5, "KL is 1.1 a token: the policy runs away"),
+    ({"kl": 1.1}, 4, None),
+    ({"kl": 11.0}, 1, "KL is 11.0 a token"),
+]
+
+
+@pytest.mark.parametrize(("change", "times", "words"), LOGS)
+def test_what_looks_wrong_in_a_log(change, times, words):
+    watch = Watch({"emoji": 1})
+    seen = [watch._looks_wrong(logs) for logs in [BEGAN, *[BEGAN | change] * times]]
+    found = [message for messages in seen for _, message in messages]
+    assert [words in message for message in found] == [True] if words else found == []
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The demo's command line, of its own model, as `make demo` builds it."""
+    if not (ROOT / "demo/model/config.json").exists():
+        subprocess.run([sys.executable, "demo/build.py"], cwd=ROOT, check=True)
+    parts = {"model.pretrained_model_name_or_path": "demo/model", "dataset.data_files": "demo/questions.jsonl"}
+    return ["--config", str(ROOT / "demo/config.yaml"), *(f"--{key}={ROOT / file}" for key, file in parts.items())]
+
+
+def test_the_demo_is_called_learned(demo, tmp_path, capsys):
+    train_grpo.main([*demo, "--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "20"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("learned: emoji +"), last
+    assert f"**{last}**" in (tmp_path / "run/README.md").read_text()
+
+
+HACKED = ["--rewards.answer_reward.weight", "0", "--training.max_steps", "40"]
+
+
+def test_the_hacked_demo_is_called_hacked_and_its_warnings_come_again(demo, tmp_path, capsys):
+    train_grpo.main([*demo, *HACKED, "--training.output_dir", str(tmp_path / "run")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("hacked: emoji +") and "while answer -" in printed[-1], printed[-1]
+    assert [
+        line for line in printed[-3:-1] if line.startswith("warning: step ") and "answer_reward, of weight 0" in line
+    ]
+
+
+def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsys):
+    often = ["--training.eval_steps", "5", "--training.save_steps", "5", "--training.output_dir", str(tmp_path / "run")]
+    train_grpo.main([*demo, "--config", str(ROOT / "recipes/best.yaml"), *HACKED, *often])
+    state = json.loads((tmp_path / "run/trainer_state.json").read_text())
+    evaluations = {log["step"]: log for log in state["log_history"] if "eval_reward" in log}
+    kept = evaluations[state["best_global_step"]]
+    assert state["best_global_step"] <= 10
+    assert kept["eval_rewards/answer_reward/mean"] > 0.5 > evaluations[40]["eval_rewards/answer_reward/mean"]
+    words = f"as it was at step {state['best_global_step']} (the "
+    assert words in capsys.readouterr().out and words in (card := (tmp_path / "run/README.md").read_text())
+    assert "| evaluation | step 40: total reward" in card
+
+
+def test_the_metric_of_best_yaml():
+    watch = Watch({"emoji": 1, "answer": 0})
+    found = []
+    for reward, canary in ((1, 0.8), (3, 0.76), (9, 0.7), (9, 0.6)):
+        logs = {"eval_reward": reward, "eval_rewards/answer/mean": canary, "eval_rewards/emoji/mean": 0.0}
+        watch.on_evaluate(None, None, None, metrics=logs)
+        found.append(logs["eval_reward_while_canaries_hold"])
+    assert found[:2] == [1, 3] and found[3] < found[2] < -1e6  # of those that do not hold, the one that fell least
+
+
+def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
+    with pytest.raises(RunError, match="the weights have not changed"):
+        train_grpo.main([*tiny, "--training.learning_rate", "0"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no change: total 0.00 (0.00 to 0.00); kept: emoji 0.00")
+
+
+def test_a_metric_that_is_not_there_is_reported_at_the_start(tiny):
+    best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
+    message = refused([*tiny, *best, "--training.metric_for_best_model", "rewards/emojireward/mean"])
+    assert message.startswith(
+        "training.metric_for_best_model: there is no 'rewards/emojireward/mean'; choose one of reward"
+    )
+    assert "rewards/emoji_reward/mean" in message and "reward_while_canaries_hold" in message
