@@ -8,7 +8,6 @@ python train_grpo.py --resume                          # go on where a stopped r
 """
 
 import sys
-import warnings
 
 from harness.exits import exit_status, failures_logged, go_offline_without_network
 
@@ -78,6 +77,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
     go_offline_without_network()
     sys.exit(exit_status(main))

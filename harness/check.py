@@ -29,6 +29,7 @@ from harness.settings import Settings
 from harness.watch import GUARDED
 
 GB = 1e9
+LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits a value of Adam's state, block scales included
 
 
 @dataclass
@@ -48,6 +49,11 @@ def check_machine(settings: Settings) -> None:
         return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
     if training.get("use_vllm") and find_spec("vllm") is None:
         raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
+    if settings.model.get("quantization_config") and find_spec("bitsandbytes") is None:
+        problem = "bitsandbytes is not installed; run `make gpu`, or leave quantization_config out"
+        raise settings.error("model.quantization_config", problem)
+    if "_torch_" in training.get("optim", "") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise settings.error("training.optim", "torchao compiles it, and there is no C compiler here; install gcc")
     if training.get("use_cpu"):
         return
     if not torch.cuda.is_available():
@@ -206,6 +212,10 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     layers, hidden = text.num_hidden_layers, text.hidden_size
     width = torch.finfo(dtype).bits // 8
     trained_width = 4 if lora else width  # peft keeps adapters in float32
+    state_width = LOW_BIT.get(args.optim, 8 * trained_width) / 8
+    embeddings = text.vocab_size * text.hidden_size  # these stay as they are where the rest is quantized
+    quantized = (settings.model.get("quantization_config") or {}).get("load_in_4bit")
+    weights = embeddings * width + (parameters - embeddings) * 0.52 if quantized else parameters * width
     tokens = (settings.prompts.max_length or 256) + args.max_completion_length
     micro_batch = args.per_device_train_batch_size
     sampled = micro_batch * args.steps_per_generation
@@ -213,16 +223,16 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     per_layer = 16 * hidden + 6 * text.intermediate_size  # bytes a token in bfloat16: attention, norms, MLP
     head_size = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
     memory = {
-        "weights": parameters * width,
+        "weights": weights,
         "gradients": trainable * trained_width,
-        "optimizer": 2 * trainable * trained_width,
+        "optimizer": 2 * trainable * state_width,
         "reference model": parameters * width if args.beta and not lora else 0,
         "activations": micro_batch * tokens * (kept + per_layer * (1 if kept else layers)),
         "logits": 3 * 4 * sampled * text.vocab_size,  # of one sampled token a sequence, in float32, with two copies
         "KV cache": sampled * tokens * layers * 2 * text.num_key_value_heads * head_size * 2,
     }
     saved = trainable * trained_width
-    checkpoint = saved * (1 if args.save_only_model else 3)
+    checkpoint = saved + (0 if args.save_only_model else 2 * trainable * state_width)
     count = 0 if args.save_strategy == "no" else args.save_total_limit or 10
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
 
@@ -277,9 +287,14 @@ def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:
     return moved / sum(weight.numel() for weight in weights)
 
 
+def rounds_by_chance(args: GRPOConfig) -> bool:
+    """Whether bfloat16 weights are rounded up or down by chance, so that small steps are kept on average (torchao)."""
+    return args.optim in LOW_BIT and "bf16_stochastic_round=true" in (args.optim_args or "").lower().replace(" ", "")
+
+
 def rounded_away(share: float) -> str:
     """What moved_share means, in words."""
-    return f"a step moves {share:.0%} of the weights, the rest round back; see model.dtype: float32, recipes/80gb.yaml"
+    return f"a step moves {share:.0%} of the weights, the rest round back; recipes/24gb.yaml keeps small steps"
 
 
 def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
@@ -294,7 +309,9 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)
-    if not settings.lora and dtype != torch.float32:  # drawn as the model's weights were at their start
+    if (
+        not settings.lora and dtype != torch.float32 and not rounds_by_chance(args)
+    ):  # drawn as the model's weights were at their start
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
             doubts.append(rounded_away(share))

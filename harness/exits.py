@@ -2,11 +2,13 @@
 128 + N (stopped by signal N), and one line on stderr. Also two small helpers that everything else may import.
 """
 
+import logging
 import os
 import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +75,9 @@ def exit_status(main: Callable[[], None]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
+    for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there, and what torch will rename
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         main()
     except (UserError, RunError) as error:

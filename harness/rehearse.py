@@ -24,7 +24,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOConfig
 
-from harness.check import GB, Footprint, moved_share, rounded_away, run_length
+from harness.check import GB, Footprint, moved_share, rounded_away, rounds_by_chance, run_length
 from harness.exits import RunError, UserError
 from harness.loading import Data
 from harness.rewarding import FLAT
@@ -196,7 +196,7 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
     print(f"  a step {worst:.2f} s, {share:.0%} of it sampling; a typical one {typical:.2f} s")
     cost = f", {low * price:.2f} to {high * price:.2f} at {price:g} an hour" if price else ""
     print(f"The run: {figures['steps']:,} steps in {low:.2g} to {high:.2g} hours on this {figures['device']}{cost}")
-    if figures["moved_share"] < 0.5:
+    if figures["moved_share"] < 0.5 and not rounds_by_chance(args):
         print(f"warning: {rounded_away(figures['moved_share'])}")
     if figures["kl"] > 1:
         print(f"warning: KL reached {figures['kl']:.1f} a token in these few steps; lower training.learning_rate")

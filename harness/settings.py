@@ -352,7 +352,12 @@ def _parser(asked: dict[str, Any]) -> ArgumentParser:
     # What from_pretrained and load_dataset take through **kwargs, which no signature shows: the usual ones, and the
     # options of the file formats (csv's delimiter, json's field).
     more |= {"model.dtype": Literal["auto", "float32", "bfloat16", "float16"], "model.attn_implementation": str | None}
-    more |= {"model.device_map": str | dict | None, "model.subfolder": str, "model.trust_remote_code": bool}
+    more |= {
+        "model.quantization_config": dict | None,
+        "model.device_map": str | dict | None,
+        "model.subfolder": str,
+        "model.trust_remote_code": bool,
+    }
     if (path := asked["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
         more |= {f"dataset.{name}": Any for name in vars(getattr(module, f"{path.capitalize()}Config")())}

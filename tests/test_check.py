@@ -12,7 +12,7 @@ from conftest import ROOT, refused
 
 import train_grpo
 from harness.check import footprint
-from harness.settings import read_settings
+from harness.settings import read_settings, training_arguments
 
 
 @pytest.fixture
@@ -190,22 +190,59 @@ def test_the_plan_warns_where_nothing_is_saved(tiny, capsys):
     )
 
 
-def test_the_footprint_of_the_articles_model():
-    """TinySwallow's shape on the meta device: 1.54 B parameters, about 15 GB for four bfloat16 copies of five."""
+def tinyswallow(*files):
+    """The footprint of TinySwallow's shape, 1.54 B parameters, with recipes."""
     from transformers import Qwen2Config
-    from trl import GRPOConfig
 
-    settings = read_settings([])
     config = Qwen2Config(
         vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
+        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True, dtype="bfloat16",
     )  # fmt: skip
-    arguments = GRPOConfig(**{**settings.training, "bf16": False, "use_cpu": True})
-    size = footprint(settings, config, arguments, None)
+    settings = read_settings(["--check", *(part for file in files for part in ("--config", str(file)))])
+    return footprint(settings, config, *training_arguments(settings))
+
+
+def test_the_footprint_of_the_articles_model():
+    size = tinyswallow()
     assert size.parameters == size.trainable == 1_543_714_304
     held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
     assert held == 5 * 2 * size.parameters
     assert size.disk == 2 * size.parameters * (1 + 3 * 3)  # the model; two checkpoints kept and one being written
+
+
+@pytest.mark.parametrize("recipe", ["16gb", "24gb", "80gb", "h200", "lora", "qlora", "t4"])
+def test_the_memory_that_a_recipe_names_is_the_formulas(recipe):
+    file = ROOT / f"recipes/{recipe}.yaml"
+    (named,) = re.findall(r"(\d+) GB by calculation", file.read_text())
+    assert round(sum(tinyswallow(file).memory.values()) / 1e9) == int(named)
+
+
+BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
+
+
+def test_only_rounding_by_chance_keeps_small_steps_in_bfloat16(tiny, capsys):
+    small = [*tiny, "--check", "--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
+    for optimizer, warned in (([], True), (BY_CHANCE[:2], True), (BY_CHANCE, False)):
+        train_grpo.main([*small, *optimizer])
+        assert ("the rest round back" in capsys.readouterr().out) is warned
+
+
+def test_what_low_bits_need_is_checked(tiny, monkeypatch):
+    quantized = ["--model.quantization_config", "{load_in_4bit: true}"]
+    monkeypatch.setattr("harness.check.find_spec", lambda name: None)
+    assert refused([*tiny, *quantized, "--check"]).startswith(
+        "model.quantization_config: bitsandbytes is not installed"
+    )
+    monkeypatch.setenv("PATH", "")
+    assert refused([*tiny, *BY_CHANCE, "--check"]).startswith("training.optim: torchao compiles it, and there is no C")
+
+
+def test_qlora_passes_the_check_without_a_gpu(policy, capsys):
+    source = ["--dataset.path", str(ROOT / "demo/questions.jsonl"), "--training.max_completion_length", "128"]
+    recipe = ["--config", str(ROOT / "recipes/qlora.yaml"), "--model.pretrained_model_name_or_path", policy]
+    train_grpo.main([*recipe, *source, "--check"])
+    plan = capsys.readouterr().out
+    assert plan.startswith("machine: no CUDA GPU here, which training needs") and "trained by LoRA" in plan
 
 
 @pytest.mark.parametrize(

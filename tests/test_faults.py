@@ -62,13 +62,19 @@ def test_sigterm_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrup
 SHAPES = [(2, 1, 2), (4, 2, 1), (3, 2, 1), (1, 2, 1)]
 
 
-def stopped_and_resumed(policy: str, folder: Path, shape: tuple[int, int, int], stops: list[int], monkeypatch) -> bytes:
+def stopped_and_resumed(policy: str, folder: Path, shape: tuple, stops: list[int], monkeypatch, *more: str) -> bytes:
     """The final weights of 9 steps, which are two epochs or more, stopped by SIGTERM in each step of `stops`."""
     batches, accumulated, passes = shape
     arguments = [*tiny_arguments(policy, folder), "--training.max_steps", "9", "--training.save_steps", "100"]
     arguments += ["--training.per_device_train_batch_size", "4", "--training.num_iterations", str(passes)]
     arguments += ["--training.steps_per_generation", str(batches), "--samples.held_out", "0"]
-    arguments += ["--training.gradient_accumulation_steps", str(accumulated), "--prompts.limit", str(2 * batches)]
+    arguments += [
+        "--training.gradient_accumulation_steps",
+        str(accumulated),
+        "--prompts.limit",
+        str(2 * batches),
+        *more,
+    ]
     step = GRPOTrainer.training_step
     for stop in stops:
 
@@ -90,6 +96,14 @@ def stopped_and_resumed(policy: str, folder: Path, shape: tuple[int, int, int], 
 def test_stops_change_nothing_in_later_epochs_nor_at_the_end(policy, tmp_path, monkeypatch):
     whole = stopped_and_resumed(policy, tmp_path / "whole", SHAPES[0], [], monkeypatch)
     assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8, 9], monkeypatch) == whole
+
+
+@pytest.mark.sweep  # torchao compiles its step for each shape, a minute in all
+def test_rounding_by_chance_is_resumed_exactly(policy, tmp_path, monkeypatch):
+    low_bit = ["--model.dtype", "bfloat16", "--training.optim", "adamw_torch_8bit"]
+    low_bit += ["--training.optim_args", "bf16_stochastic_round=True"]
+    whole = stopped_and_resumed(policy, tmp_path / "whole", SHAPES[0], [], monkeypatch, *low_bit)
+    assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8], monkeypatch, *low_bit) == whole
 
 
 def test_a_stop_where_an_epoch_ends_saves_once(tiny, tmp_path, monkeypatch):

@@ -84,6 +84,13 @@ def test_lora_trains_an_adapter(tiny, tmp_path):
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
 
+def test_peft_does_the_rest_that_the_section_lora_asks_for(tiny, tmp_path):
+    asked = {"r": 4, "target_modules": "[q_proj]", "use_dora": True, "use_rslora": True}
+    train_grpo.main([*tiny, *(f"--lora.{key}={value}" for key, value in asked.items())])
+    kept = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert kept["use_dora"] and kept["use_rslora"]
+
+
 @pytest.fixture
 def reward_model(tmp_path, policy) -> str:
     torch.manual_seed(0)
