@@ -174,7 +174,7 @@ def test_check_without_a_gpu_shows_the_plan_and_which_gpus_it_fits(policy, capsy
 
 def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
     """The CSV and the settings stand in README.md; run in a copy of the repository, on the tests' policy."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own data")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your data")[1].split("\n## ")[0]
     table, settings = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:2]
     (command,) = re.findall(r"^    (python train_grpo.py .*?)(?:  +#.*)?$", section, re.MULTILINE)
     for name in ("train_grpo.py", "config.yaml", "harness", "rewards.py", "demo"):
