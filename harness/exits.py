@@ -67,11 +67,14 @@ def failures_logged(folder: str) -> Iterator[None]:
         raise RunError(f"{words} ({log})") from error
 
 
-def exit_status(main: Callable[[], None]) -> int:
+def exit_status(
+    main: Callable[[], None],
+    if_stopped: str = "outside of training; --resume goes on from the newest checkpoint, if there is one",
+) -> int:
     """Run `main`, print what stopped it, if anything did, and return the exit status."""
 
     def stop(number, frame):
-        raise Stopped(number, "outside of training; --resume goes on from the newest checkpoint, if there is one")
+        raise Stopped(number, if_stopped)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)

@@ -33,11 +33,6 @@ TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out",
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 NOT_ON_THE_HUB = {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
 HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}
-MERGE = (
-    """python -c 'import peft, transformers as t; f = "{0}"; """
-    """peft.AutoPeftModelForCausalLM.from_pretrained(f).merge_and_unload().save_pretrained(f + "-merged"); """
-    """t.AutoTokenizer.from_pretrained(f).save_pretrained(f + "-merged")'"""
-)
 
 
 @dataclass
@@ -77,9 +72,8 @@ def load_policy(settings: Settings) -> Policy:
     model, key = settings.model, "model.pretrained_model_name_or_path"
     name = model["pretrained_model_name_or_path"]
     if (Path(name) / "adapter_config.json").exists():
-        raise settings.error(
-            key, f"{name} is a LoRA adapter; merge it first: {MERGE.format(name)}; then name {name}-merged"
-        )
+        merge = f"merge it first: python -m harness.merge {name}; then name {name.rstrip('/')}-merged"
+        raise settings.error(key, f"{name} is a LoRA adapter; {merge}")
     # Without trust_remote_code upstream would ask at the terminal.
     where = {"trust_remote_code": False} | {key: model[key] for key in WHERE_KEYS if key in model}
     try:
@@ -139,7 +133,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         rows = rows.remove_columns(taken)
 
     def add_prompts(batch: dict[str, list]) -> dict[str, list]:
-        messages = [_as_messages(question, prompts.system) for question in batch[prompts.column]]
+        messages = [as_messages(question, prompts.system) for question in batch[prompts.column]]
         asked = [conversation for conversation in messages if conversation]
         tokens = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"] if asked else []
         lengths = map(len, tokens)
@@ -207,7 +201,7 @@ def _renamed(settings: Settings, rows: Dataset) -> Dataset:
     return rows
 
 
-def _as_messages(question: Any, system: str | None) -> list[dict[str, str]]:
+def as_messages(question: Any, system: str | None) -> list[dict[str, str]]:
     """A question, or a conversation up to its last turn that is not the assistant's, as chat messages; [] for none."""
     if isinstance(question, str):
         messages = [{"role": "user", "content": question}] if question.strip() else []

@@ -162,14 +162,14 @@ class Report(TrainerCallback, ExportableState):
     def _last_lines(self) -> list[str]:
         """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
         folder, state, python = self.folder, self.trainer.state, os.path.relpath(sys.executable)
-        tool = f"{python} {os.path.relpath(ROOT / 'harness')}"
+        tool = f"{'' if Path.cwd() == ROOT else f'PYTHONPATH={ROOT} '}{python} -m harness"
         model = f"{folder}-merged" if self.settings.lora else folder
         best = best_in_words(self.trainer.args, state)
         return [
             f"the model:   {folder}{best and f', {best}'}",
-            *([f"merge it:    {tool}/merge.py {folder}"] if self.settings.lora else []),
-            f"talk to it:  {tool}/chat.py {folder}",
-            f"compare it:  {tool}/compare.py {folder}",
+            *([f"merge it:    {tool}.merge {folder}"] if self.settings.lora else []),
+            f"talk to it:  {tool}.chat {folder}",
+            f"compare it:  {tool}.compare {folder}",
             f"go on:       {python} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder}/config.yaml "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
             *(f"warning: {warning}" for warning in self.watch.warnings),

@@ -132,6 +132,17 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     return settings
 
 
+def run_settings(folder: Path) -> Settings:
+    """The settings of a run that has left its model in `folder`; raises UserError where there is none."""
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: no run (no config.yaml); name an output_dir that was trained into")
+    # The first of these is written when a run is over, one of the others with its model.
+    over = (folder / "trainer_state.json").exists()
+    if not over or not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{folder}: the run has left no model yet; finish it with --resume")
+    return read_settings(["--config", str(folder / "config.yaml")])
+
+
 def training_arguments(settings: Settings):
     """(GRPOConfig, LoraConfig or None) of the settings; raises UserError with what upstream says against them."""
     import torch

@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 
 import rewards
 import train_grpo
+from harness import merge
 from harness.exits import UserError
 from harness.record import difference
 
@@ -137,8 +138,7 @@ def test_an_adapter_is_merged_first_with_the_command_that_is_printed(tiny, tmp_p
     )
     start = ["--model.pretrained_model_name_or_path"]
     message = refused([*tiny, *start, str(tmp_path / "lora")])
-    assert "is a LoRA adapter; merge it first: python -c " in message
-    code = message.split("python -c ")[1].strip("'").split("'")[0]
-    exec(code)
+    assert "is a LoRA adapter; merge it first: python -m harness.merge " in message
+    merge.main([message.split("harness.merge ")[1].split(";")[0]])
     train_grpo.main([*tiny, *start, f"{tmp_path}/lora-merged"])
     assert (tmp_path / "run/model.safetensors").exists() and torch.get_default_dtype() == torch.float32

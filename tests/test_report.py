@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -156,6 +157,19 @@ def test_log_line():
     assert log_line(args, state, logs) == (
         "step 40/1250  reward 1.50  emoji 1.25 | 100 tokens, 140 characters, 6% cut | KL 0.0123 | 3,200 tokens/s"
     )
+
+
+def test_the_last_lines_are_commands_that_work(tiny, tmp_path, capsys):
+    train_grpo.main(tiny)
+    *_, model, chat, compared, go_on, verdict = capsys.readouterr().out.splitlines()
+    assert model == f"the model:   {tmp_path}/run" and verdict.startswith(("learned: ", "no change: "))
+    more = " --training.max_steps 2 --training.output_dir " + str(tmp_path / "more")
+    for line, words in ((chat, "trained"), (compared, "the last 20 steps"), (go_on + more, "go on:")):
+        command = line.split(":", 1)[1]
+        done = subprocess.run(
+            command, shell=True, cwd=Path.cwd(), input="富士山の高さは?\n", capture_output=True, text=True
+        )
+        assert done.returncode == 0 and words in done.stdout, done.stderr
 
 
 def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,111 @@
+"""Chat on real tiny runs: it answers as the run's own samples did, before and after training."""
+
+import io
+import json
+
+import pytest
+from conftest import tiny_arguments
+from transformers import AutoModelForCausalLM
+
+import rewards
+import train_grpo
+from harness import chat
+from harness.card import score_words
+from harness.exits import RunError, UserError
+
+QUESTION = "富士山の高さは?"
+LORA = ["--lora.r", "4", "--lora.target_modules", "[q_proj,v_proj]", "--lora.task_type", "CAUSAL_LM"]
+SAMPLING = {  # none of them a default
+    "prompts.system": "日本語で答える",
+    "training.seed": 7,
+    "training.temperature": 2.0,
+    "training.top_p": 0.95,
+    "training.top_k": 40,
+    "training.min_p": 0.1,
+    "training.repetition_penalty": 1.05,
+    "training.generation_kwargs": "{min_new_tokens: 20}",
+    "training.max_completion_length": 24,
+}
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def run(request, policy, tmp_path_factory):
+    """One question, as a batch of several draws other random numbers for each."""
+    folder = tmp_path_factory.mktemp(request.param)
+    arguments = [*tiny_arguments(policy, folder), "--samples.questions", f"['{QUESTION}']", "--samples.held_out", "0"]
+    arguments += [part for key, value in SAMPLING.items() for part in (f"--{key}", str(value))]
+    lora = [*LORA, "--training.learning_rate", "0.3"] if request.param == "lora" else []
+    train_grpo.main([*arguments, *lora])
+    return folder / "run"
+
+
+@pytest.fixture
+def chatted(monkeypatch, capfd):
+    def chatted(folder, text: str, typed: bool = False) -> tuple[str, str]:
+        """(stdout without white space and borders, stderr)"""
+        stdin = io.StringIO(text)
+        stdin.isatty = lambda: typed
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setenv("COLUMNS", "600")
+        capfd.readouterr()
+        chat.main([str(folder)])
+        out, err = capfd.readouterr()
+        return out, err
+
+    return chatted
+
+
+def cells(out: str) -> list[list[str]]:
+    """Of each line of a table, what its columns hold."""
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line[:1] == "│"]
+
+
+def test_both_answers_are_the_runs_own_samples(run, chatted, monkeypatch):
+    loads, load = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(1) or load(*a, **k))
+    out, err = chatted(run, QUESTION)
+    (sample,) = map(json.loads, (run / "samples.jsonl").open(encoding="utf-8"))
+    before, after = sample["before"], sample["after"]
+    assert before["completion"] != after["completion"]
+    texts = [before["completion"].strip(), after["completion"].strip()]
+    assert cells(out) == [texts, ["", ""], [score_words(side["rewards"]) for side in (before, after)]]
+    assert "answer –" in out and QUESTION in out and err == "" and "Loading" not in out
+    assert len(loads) == (1 if (run / "adapter_config.json").exists() else 2)  # models in memory
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "answers"),
+    [("甲?\n\n乙?\n", True, 1), ("甲?\n乙?", True, 2), ("甲?\n\n乙?\n", False, 2), ("", False, 0)],
+    ids=["an empty line ends it", "so does Ctrl-D", "lines of a file", "nothing"],
+)
+def test_questions_come_one_after_another(text, typed, answers, run, chatted):
+    out, _ = chatted(run, text, typed)
+    assert out.count("answer –") == 2 * answers and out.count("question: ") == (2 if answers and typed else 0) + (
+        answers == 2 and typed
+    )
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(run, chatted):
+    assert "[/b]は?" in chatted(run, "[/b]は?")[0]
+
+
+def test_a_reward_that_fails_ends_it_in_one_line(run, chatted, monkeypatch):
+    def emoji_reward(completions, max_emoji=4, **kwargs):
+        raise ValueError("no emoji today")
+
+    monkeypatch.setattr(rewards, "emoji_reward", emoji_reward)
+    with pytest.raises(RunError, match="rewards.emoji_reward: raised ValueError.*no emoji today"):
+        chatted(run, QUESTION)
+
+
+def test_a_folder_without_a_run_or_its_model_is_named(run, tmp_path, chatted):
+    with pytest.raises(UserError, match=f"^{tmp_path}: no run .no config.yaml.; name an output_dir"):
+        chatted(tmp_path, QUESTION)
+    for name in ("config.yaml", "trainer_state.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+        with pytest.raises(UserError, match=f"^{tmp_path}: the run has left no model yet; finish it with --resume"):
+            chatted(tmp_path, QUESTION)
+    for file in run.glob("*.json*"):  # all but the weights
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=f"^model: .*{tmp_path}"):
+        chatted(tmp_path, QUESTION)
