@@ -17,12 +17,14 @@ train: .venv/installed
 # OpenMP threads that spin while they wait fight with other load for the cores: beside two busy processes the demo takes
 # 2 to 3.3 times as long as without spinning. On an idle machine it is 9% faster with it, so the demo is left alone.
 test faults: export OMP_WAIT_POLICY ?= PASSIVE
+# A process for each core, with a thread each.
+test faults: export OMP_NUM_THREADS ?= 1
 
 test: .venv/installed
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 faults: .venv/installed  # stopped at every step, killed at every file: 4 minutes
-	.venv/bin/python -m pytest -m sweep
+	.venv/bin/python -m pytest -m sweep -n auto
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
