@@ -49,8 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     with rehearsal(args, settings), sole_run(args), failures_logged(args.output_dir):
         with args.main_process_first():
             checkpoint = newest_complete(args.output_dir) if settings.options.resume else None
+        found = {"pretrained_model_name_or_path": policy.name, "attn_implementation": policy.attention}
         trainer = Trainer(
-            model=AutoModelForCausalLM.from_pretrained(**{**settings.model, "attn_implementation": policy.attention}),
+            model=AutoModelForCausalLM.from_pretrained(**settings.model | found),
             reward_funcs=[load_reward_model(reward) if isinstance(reward, str) else reward for reward in rewards],
             args=args,
             train_dataset=data.train,

@@ -73,7 +73,7 @@ def model_card(
         best=best_in_words(args, state),
         evaluations=[log for log in state.log_history if "eval_reward" in log],
         versions=", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets")),
-        model_id=args.hub_model_id or args.output_dir,
+        model_id=args.hub_model_id or str(Path(args.output_dir).absolute()),
         question=json.dumps(samples[0]["question"] if samples else "...", ensure_ascii=False),
     )
 

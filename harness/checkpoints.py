@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,21 +23,31 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainingArguments
 
-from harness.exits import RunError, Stopped, UserError, in_short, write_whole
+from harness.exits import (
+    RunError,
+    Stopped,
+    UserError,
+    catch_signals,
+    in_short,
+    write_nowhere_if_hung_up,
+    write_whole,
+)
 from harness.rewarding import RewardUnreachable
 from harness.trainer import Trainer
 
 MANIFEST = "manifest.json"
 DISK_FULL = ("No space left", "Disk quota", "unexpected pos", "PytorchStreamWriter")  # the last two are torch.save's
+SAME_SIGNAL = 3  # seconds in which a signal that comes again is the same one
 FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it will not find a scale
 
 
 class Checkpoints(TrainerCallback):
     """Keeps a run from being lost, in one callback so that no order of callbacks matters.
 
-    A step whose gradient is not finite is not taken. After SIGTERM or Ctrl-C the optimizer step is finished, a
-    checkpoint saved, and Stopped raised; a second signal ends the process at once. Each checkpoint gets its manifest,
-    hashed beside the training; only then those over `save_total_limit` are deleted. A resumed run goes on where it was.
+    A step whose gradient is not finite is not taken. After one of SIGNALS the optimizer step is finished, a checkpoint
+    saved, and Stopped raised; a second signal, seconds later, ends the process at once. Each checkpoint gets its
+    manifest, hashed beside the training; only then those over `save_total_limit` are deleted. A resumed run goes on
+    where it was.
     """
 
     def __init__(self, trainer: Trainer, resumed_from: Path | None):
@@ -47,11 +58,12 @@ class Checkpoints(TrainerCallback):
         self.skipped = 0
         self.uploads: list[Future] = []
         self.signal: int | None = None
+        self.signalled = 0.0  # when
         self.handlers: dict[int, Any] = {}
         self.after_step: tuple | None = None  # see Trainer.random_and_batch
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = catch_signals(self._stop)
         # Upstream would delete older checkpoints before the new one is sealed.
         self.limit, args.save_total_limit = args.save_total_limit, None
         if self.resumed_from is None:
@@ -64,11 +76,15 @@ class Checkpoints(TrainerCallback):
                 torch.randperm(len(self.trainer.train_dataset), generator=sampler.generator)
 
     def _stop(self, number, frame):
-        self.signal = number
-        for number in self.handlers:
+        if self.signal is None:
+            self.signal, self.signalled = number, time.monotonic()
+            write_nowhere_if_hung_up(number)
+            # Not print(), which may be what the signal has interrupted.
+            os.write(2, b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n")
+        # A launcher hands the same signal on, and a shell sends a second SIGHUP: neither means "at once".
+        elif time.monotonic() > self.signalled + SAME_SIGNAL or (number == signal.SIGINT and os.isatty(0)):
             signal.signal(number, signal.SIG_DFL)
-        # Not print(), which may be what the signal has interrupted.
-        os.write(2, b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n")
+            os.kill(os.getpid(), number)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])

@@ -12,8 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+# SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class UserError(Exception):
@@ -67,6 +71,18 @@ def failures_logged(folder: str) -> Iterator[None]:
         raise RunError(f"{words} ({log})") from error
 
 
+def catch_signals(handler: Callable) -> dict[int, Any]:
+    """Let `handler` take SIGNALS, apart from those that are ignored (nohup); returns what took them before."""
+    return {n: signal.signal(n, handler) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+
+
+def write_nowhere_if_hung_up(number: int) -> None:
+    """After SIGHUP: what is printed goes nowhere, as an error in writing to the lost terminal would end the run."""
+    if number == getattr(signal, "SIGHUP", None):
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def exit_status(
     main: Callable[[], None],
     if_stopped: str = "outside of training; --resume goes on from the newest checkpoint, if there is one",
@@ -74,10 +90,10 @@ def exit_status(
     """Run `main`, print what stopped it, if anything did, and return the exit status."""
 
     def stop(number, frame):
+        write_nowhere_if_hung_up(number)
         raise Stopped(number, if_stopped)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    catch_signals(stop)
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
     for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there, and what torch will rename
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -37,8 +37,12 @@ HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "Connectio
 
 @dataclass
 class Policy:
-    """The policy without its weights; `fallback` says why `attention` is not what was asked for, if it is not."""
+    """The policy without its weights; `fallback` says why `attention` is not what was asked for, if it is not.
 
+    `name`: on the Hub; of a folder its absolute path, under which an adapter finds its base model from anywhere.
+    """
+
+    name: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     attention: str | None
@@ -87,7 +91,8 @@ def load_policy(settings: Settings) -> Policy:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     try:
-        return Policy(config, tokenizer, *usable_attention(model.get("attn_implementation")))
+        absolute = str(Path(name).absolute()) if Path(name).is_dir() else name
+        return Policy(absolute, config, tokenizer, *usable_attention(model.get("attn_implementation")))
     except ValueError as error:
         raise settings.error("model.attn_implementation", str(error)) from error
 

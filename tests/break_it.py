@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -77,6 +78,8 @@ if __name__ == "__main__":
             step(self, *args, **kwargs) * (float("nan") if self.state.global_step + 1 == int(where) else 1)
         )
     else:
-        signals = {"sigterm": [signal.SIGTERM], "sigint": [signal.SIGINT], "twice": [signal.SIGTERM] * 2}[fault]
-        at_call(2, *PHASES[where], lambda *_: [os.kill(os.getpid(), number) for number in signals])
+        signals = {"sigterm": [signal.SIGTERM], "sigint": [signal.SIGINT], "usr1": [signal.SIGUSR1]}
+        signals = signals.get(fault, [signal.SIGTERM] * 2)
+        apart = {"twice": 4, "doubled": 0}.get(fault, 0)  # seconds
+        at_call(2, *PHASES[where], lambda *_: [(os.kill(os.getpid(), n), time.sleep(apart)) for n in signals])
     sys.exit(exit_status(train_grpo.main))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -166,6 +167,26 @@ def test_a_second_signal_stops_at_once(tiny, tmp_path):
     assert stopped.returncode == -signal.SIGTERM and "once more stops at once" in stopped.stderr
     # The first generation batch fed two steps; the signals fell into the third.
     assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(("what", "status"), [("doubled:reward", 143), ("usr1:reward", 128 + signal.SIGUSR1)])
+def test_a_signal_handed_on_by_a_launcher_and_slurms_warning_save(tiny, tmp_path, what, status):
+    stopped = broken(what, tiny)
+    assert stopped.returncode == status and "is complete; the same command with --resume goes on" in stopped.stderr
+    assert fault(newest_complete(str(tmp_path / "run"))) is None
+
+
+def test_a_lost_terminal_loses_nothing(tiny, tmp_path):
+    """The kernel sends SIGHUP, and what is written to the terminal is an error from then on."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "train_grpo.py", *tiny, "--training.max_steps", "400"])
+    while b"step 3/400" not in os.read(terminal, 10_000):
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert fault(newest_complete(str(tmp_path / "run"))) is None
 
 
 def test_a_loss_of_nan_is_not_stepped_on(tiny, tmp_path, uninterrupted):

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from trl import GRPOConfig
 
 import rewards
-from harness.settings import read_settings
+from harness.settings import read_settings, training_arguments
 
 ARTICLE = {
     "num_generations": 8,
@@ -92,6 +92,12 @@ def test_the_effective_settings_read_back_as_the_same(tmp_path):
     assert settings.rewards["owner/some-model-v0.1"] == {"weight": 0.5}  # a reward model's name may hold dots
     (tmp_path / "again.yaml").write_text(settings.as_yaml())
     assert read_settings(["--config", str(tmp_path / "again.yaml")]).given == settings.given
+
+
+def test_trackers_get_the_folders_name_and_a_project_of_ours_unless_set():
+    demo = ["--config", str(ROOT / "demo/config.yaml")]
+    arguments = [training_arguments(read_settings([*demo, *more]))[0] for more in ([], ["--training.run_name", "mine"])]
+    assert [(each.run_name, each.project) for each in arguments] == [("demo", "train-grpo"), ("mine", "train-grpo")]
 
 
 # Mistakes in a file: (its text, the line that is named, words of the message)

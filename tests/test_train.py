@@ -84,6 +84,21 @@ def test_lora_trains_an_adapter(tiny, tmp_path):
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
 
+def test_an_adapter_finds_its_base_model_from_anywhere(tiny, tmp_path, policy, monkeypatch):
+    monkeypatch.chdir(Path(policy).parent)
+    lora = [
+        "--model.pretrained_model_name_or_path",
+        Path(policy).name,
+        "--lora.r",
+        "4",
+        "--lora.target_modules",
+        "[q_proj]",
+    ]
+    train_grpo.main([*tiny, *lora])
+    assert json.loads((tmp_path / "run/adapter_config.json").read_text())["base_model_name_or_path"] == policy
+    assert f'model="{tmp_path}/run"' in (tmp_path / "run/README.md").read_text()
+
+
 def test_peft_does_the_rest_that_the_section_lora_asks_for(tiny, tmp_path):
     asked = {"r": 4, "target_modules": "[q_proj]", "use_dora": True, "use_rslora": True}
     train_grpo.main([*tiny, *(f"--lora.{key}={value}" for key, value in asked.items())])
