@@ -7,6 +7,7 @@ and uses an emoji now and then. GRPO can only strengthen what a policy already d
 """
 
 import json
+import logging
 import random
 import sys
 import time
@@ -104,4 +105,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there
+        logging.getLogger(name).setLevel(logging.ERROR)
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "model")

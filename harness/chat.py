@@ -61,7 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
             found = scores(rewards, [row] * 2, texts, state)
         except RewardError as error:
             raise RunError(str(error)) from error
-        table = Table("base", "trained", title=question)
+        table = Table(title=question)
+        for side in ("base", "trained"):
+            table.add_column(side, overflow="fold")
         table.add_row(*(f"{text}\n\n{score_words(row)}" for text, row in zip(texts, found, strict=True)))
         console.print(table)
 

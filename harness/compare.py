@@ -40,7 +40,9 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
 
 def training_table(runs: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
     """The means of each run's last 20 steps."""
-    table = Table("run", *map(_short, names), "total", "chars", "KL", "minutes", title="Training: the last 20 steps")
+    table = Table(title="Training: the last 20 steps")
+    for column in ("run", *map(_short, names), "total", "chars", "KL", "minutes"):
+        table.add_column(column, overflow="fold")
     keys = [*(f"rewards/{name}/mean" for name in names), "reward", "completions/mean_characters", "kl"]
     for folder, history in runs.items():
         logs = [log for log in history if "reward" in log]
@@ -54,7 +56,9 @@ def training_table(runs: dict[str, list[dict[str, Any]]], names: list[str]) -> T
 
 def held_out_table(samples: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
     """The means of the held-out questions after training, with their 95% intervals."""
-    table = Table("run", *map(_short, names), title="Held-out questions after training, with 95% intervals")
+    table = Table(title="Held-out questions after training, with 95% intervals")
+    for column in ("run", *map(_short, names)):
+        table.add_column(column, overflow="fold")
     for folder, rows in samples.items():
         scores = [[row["after"]["rewards"].get(name) for row in rows] for name in names]
         scores = [[score for score in column if score is not None] for column in scores]
@@ -85,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"-o {png}: name a .png file in a folder that is there")
     runs = {str(folder): read_run(folder) for folder in options.folders}
     names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
-    console = Console()
+    console = Console(markup=False, highlight=False)  # code of a reward may look like markup
     console.print(training_table(runs, names))
 
     read = [folder for folder in map(Path, runs) if (folder / "config.yaml").exists()]
@@ -98,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     for (folder, rows), sections in zip(samples.items(), settings, strict=True):
         weights = {name.split("/")[-1]: entry["weight"] for name, entry in sections["rewards"].items()}  # as TRL does
         weights = {name: weight for name, weight in weights.items() if rows and name in rows[0]["after"]["rewards"]}
-        console.print(f"{folder}: {verdict(rows, weights)[1]}", highlight=False)
+        console.print(f"{folder}: {verdict(rows, weights)[1]}")
     if len(read) > 1 and (table := differences(read, settings)).rows:
         console.print(table)
     if png:

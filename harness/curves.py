@@ -49,7 +49,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
                 label = "evaluation" if alone else None
                 axes.plot(*evaluated[:2], "o", color=drawn.get_color(), markersize=4, markeredgecolor="k", label=label)
         if heading in reward_functions():  # a reward's unit is what its docstring says first
-            unit = re.split(r"[,;:.]|(?<=\))", title(heading))[0]
+            unit = re.split(r"[,;:.]|(?<=\))", title(heading).replace("`", ""))[0]
             axes.set_ylabel("\n".join(textwrap.wrap(unit, 30)[:2]), fontsize=7)
         weight = f" (weight {entries[heading]['weight']:g})" if alone and heading in entries else ""
         axes.set_title(heading + weight, fontsize=10, loc="left")

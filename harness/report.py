@@ -215,7 +215,8 @@ class Report(TrainerCallback, ExportableState):
     def _write_card(self) -> None:
         status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
         if self.after is not None:
-            status = f"**{self._verdict()}** (held-out questions, before and after; 95% intervals)"
+            asked = sum(row["held_out"] for row in self.rows)
+            status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
         rows, warnings = self.data.in_words(), self.watch.warnings

@@ -243,6 +243,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         text = path.read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.match(r"\s*\u3000|[ \w.-]+\uff1a", line, re.ASCII) or line.startswith("\u3000"):
+                raise UserError(f"{file}:{number}: a full-width space or colon; write : and spaces of half width")
         note(yaml.compose(text, Loader=_Loader), "")
         content = yaml.load(text, Loader=_Loader)
     except OSError as error:

@@ -108,7 +108,7 @@ def test_a_time_out_counts_as_a_lost_connection(judge, monkeypatch):
 def test_a_run_whose_judge_goes_is_saved_and_resumed_exactly(judge, tiny, tmp_path):
     arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "100", "--training.num_iterations", "2"]
     arguments += ["--rewards.judge_reward.weight", "1", "--rewards.judge_reward.server", judge.url]
-    judge.dies_after = 2 + 11 + 16 + 8  # the check, the samples, one generation batch, half of the second
+    judge.dies_after = 2 + (3 + 64) + 16 + 8  # the check, the samples, one generation batch, half of the second
     with pytest.raises(RunError, match="judge_reward: cannot be reached .*checkpoint-4 is complete; the same command"):
         train_grpo.main(arguments)
     assert fault(newest_complete(str(tmp_path / "run"))) is None

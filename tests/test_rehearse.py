@@ -74,6 +74,7 @@ sys.exit(exit_status(train_grpo.main))
 
 def test_too_little_memory_is_a_result(tiny, tmp_path):
     big = ["--training.per_device_train_batch_size", "512", "--training.max_completion_length", "200", "--rehearse"]
+    big += ["--samples.held_out", "0"]
     command = [sys.executable, "-c", LIMITED.format(root=str(ROOT)), *tiny, *big]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr

@@ -1,6 +1,7 @@
 """The report of a real tiny run: what it leaves, and that it tells the truth."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,9 +177,12 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delattr(rewards, "emoji_reward")  # renamed since the run
-    compare.main([str(run), str(run)])
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "rewards.py").write_text((run / "rewards.py").read_text() + "x = '[/INST]', [1]\n")
+    compare.main([str(run), str(other)])
     table = capsys.readouterr().out
-    assert "emoji" in table and "minutes" in table
+    assert "emoji" in table and "minutes" in table and table.count(": learned: emoji +") == 2
+    assert "x = '[/INST]', [1]" in table  # as it stands, although it looks like rich's markup
     assert not list(tmp_path.glob("*.png"))  # only on request
     compare.main([str(run), "-o", "mine.png"])
     assert (tmp_path / "mine.png").stat().st_size > 10_000

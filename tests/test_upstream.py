@@ -115,7 +115,15 @@ def run(policy, rows, tmp_path_factory) -> Recorder:
         trainer.train()
         trainer.save_model(_internal_call=True)
         trainer.push_to_hub()
+        trainer.evaluate(trainer.train_dataset.select(range(2)))
     return recorder
+
+
+def test_an_evaluation_hands_its_figures_to_the_callbacks_before_the_best_is_chosen(run):
+    (note,) = run.all("on_evaluate")
+    assert {"eval_reward", "eval_rewards/probe/mean"} <= set(note.kwargs["metrics"])
+    source = inspect.getsource(GRPOTrainer._maybe_log_save_evaluate)
+    assert re.search(r"metrics = self\._evaluate\(.*_determine_best_metric\(metrics=metrics", source, re.DOTALL)
 
 
 def test_the_list_in_trainer_py_is_complete():

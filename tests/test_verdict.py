@@ -45,6 +45,7 @@ VERDICTS = {
     "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
     "a weight below 0": ({"length": (-1, DOWN)}, "learned", r"learned: length -0.75 \("),
     "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
+    "half of it may be lost": ({"emoji": (1, UP), "polite": (0.1, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
     "nothing": ({"emoji": (1, SAME)}, "no change", r"no change: total 0.00 \(.*\); kept: emoji 0.00"),
     "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
 }  # fmt: skip
