@@ -13,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, set_seed
+for name in ("torchao", "torch.utils._pytree"):  # at their import, on CUDA kernels that are not there
+    logging.getLogger(name).setLevel(logging.ERROR)
+import torch  # noqa: E402
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, set_seed  # noqa: E402
 
 HERE = Path(__file__).parent
 EMOJI = list("😊✨🎉🌸🗻👍😄🌟💡📚🍀🎵🔥😆🌈💪")
@@ -105,6 +107,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there
-        logging.getLogger(name).setLevel(logging.ERROR)
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "model")
