@@ -52,7 +52,7 @@ def check_machine(settings: Settings) -> None:
     if settings.model.get("quantization_config") and find_spec("bitsandbytes") is None:
         problem = "bitsandbytes is not installed; run `make gpu`, or leave quantization_config out"
         raise settings.error("model.quantization_config", problem)
-    if "_torch_" in training.get("optim", "") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+    if training.get("optim") in LOW_BIT and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         raise settings.error("training.optim", "torchao compiles it, and there is no C compiler here; install gcc")
     if training.get("use_cpu"):
         return
@@ -309,9 +309,8 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)
-    if (
-        not settings.lora and dtype != torch.float32 and not rounds_by_chance(args)
-    ):  # drawn as the model's weights were at their start
+    if not settings.lora and dtype != torch.float32 and not rounds_by_chance(args):
+        # Drawn as the model's weights were at their start.
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
             doubts.append(rounded_away(share))

@@ -94,8 +94,9 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Add the metric of recipes/best.yaml: the total reward; below all rewards where a canary has fallen."""
-        canaries = {f"eval_rewards/{name}/mean" for name, weight in self.weights.items() if not weight} & set(metrics)
-        fall = max((self.first.setdefault(key, metrics[key]) - metrics[key] for key in canaries), default=0)
+        keys = [f"eval_rewards/{name}/mean" for name, weight in self.weights.items() if not weight]
+        canaries = {key: metrics[key] for key in keys if metrics.get(key) is not None}  # None: it applied to no row
+        fall = max((self.first.setdefault(key, mean) - mean for key, mean in canaries.items()), default=0)
         metrics[f"eval_{GUARDED}"] = metrics["eval_reward"] if fall <= CANARY_FALL else -HUGE * fall
 
     def on_step_end(self, args, state, control, model=None, **kwargs):

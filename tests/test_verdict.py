@@ -144,6 +144,7 @@ def test_the_metric_of_best_yaml():
         logs = {"eval_reward": reward, "eval_rewards/answer/mean": canary, "eval_rewards/emoji/mean": 0.0}
         watch.on_evaluate(None, None, None, metrics=logs)
         found.append(logs["eval_reward_while_canaries_hold"])
+    watch.on_evaluate(None, None, None, metrics={"eval_reward": 1, "eval_rewards/answer/mean": None})  # TRL's: no row
     assert found[:2] == [1, 3] and found[3] < found[2] < -1e6  # of those that do not hold, the one that fell least
 
 
