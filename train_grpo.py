@@ -9,7 +9,7 @@ python train_grpo.py --resume                          # go on where a stopped r
 
 import sys
 
-from harness.exits import exit_status, failures_logged, go_offline_without_network
+from harness.exits import exit_status, go_offline_without_network, outcome_written
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,9 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM, ProgressCallback
 
     from harness.check import check_machine, check_run
-    from harness.checkpoints import Checkpoints, newest_complete, sole_run
+    from harness.checkpoints import Checkpoints, newest_complete, sole_run, to_resume
     from harness.loading import load_data, load_policy, load_reward_model
-    from harness.record import check_same_rewards_and_data, check_same_settings, note_other_rewards, write_record
+    from harness.record import check_same_run, check_same_settings, note_other_rewards, write_record
     from harness.rehearse import fit, rehearsal, rehearse
     from harness.report import Progress, Report
     from harness.rewarding import build_rewards
@@ -32,13 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     check_machine(settings)
     if settings.options.fit:
         return fit(settings, arguments)
+    settings.options.resume = to_resume(settings.options.resume, settings.training["output_dir"])
     args, lora = training_arguments(settings)
     if settings.options.resume:
         check_same_settings(settings, args.output_dir)
     policy = load_policy(settings)
     data = load_data(settings, policy.tokenizer)
     if settings.options.resume:
-        check_same_rewards_and_data(data, args.output_dir)
+        check_same_run(args, data)
     note_other_rewards(settings)
     rewards = build_rewards(settings, data.train.column_names)
     args.reward_weights = [entry["weight"] for entry in settings.rewards.values()]
@@ -46,9 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.options.check:
         return
 
-    with rehearsal(args, settings), sole_run(args), failures_logged(args.output_dir):
+    with rehearsal(args, settings), sole_run(args), outcome_written(args.output_dir):
         with args.main_process_first():
-            checkpoint = newest_complete(args.output_dir) if settings.options.resume else None
+            checkpoint = newest_complete(args.output_dir, settings.options.resume)
         found = {"pretrained_model_name_or_path": policy.name, "attn_implementation": policy.attention}
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(**settings.model | found),
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         for callback in (Progress(), report.watch, report, checkpoints):
             trainer.add_callback(callback)
         if args.process_index == 0:
-            write_record(settings, data, args.output_dir)
+            write_record(settings, args, data)
         report.begin()
         with checkpoints.rescue():
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig, GRPOTrainer
 
+from harness.checkpoints import on_first_process
 from harness.exits import UserError
 from harness.loading import Data, Policy, loading_problem
 from harness.rewarding import RewardError, columns, reward_functions, score
@@ -60,7 +61,7 @@ def check_machine(settings: Settings) -> None:
         raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
     if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
         raise UserError(
-            f"machine: {count} GPUs are visible to plain python; use all of them with `accelerate launch "
+            f"machine: {count} GPUs are visible to plain python; use all of them with `python -m harness.launch "
             f"--num_processes {count} train_grpo.py`, or one with CUDA_VISIBLE_DEVICES=0"
         )
     half = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
@@ -81,10 +82,10 @@ def check_run(
     check_lengths(settings, policy.config, args, data)
     size = footprint(settings, policy.config, args, lora)
     check_rewards(settings, rewards, data.train)
-    if args.process_index == 0:  # the others must not look at the folder after it has written there
+    if args.process_index == 0:
         print_plan(settings, args, policy, data, size)
-        if not settings.options.rehearse:
-            check_output(settings, args.output_dir, size.disk)
+    if not settings.options.rehearse:
+        on_first_process(args, lambda: check_output(settings, args.output_dir, size.disk))
     return size
 
 
@@ -253,13 +254,14 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     steps, calls = run_length(args, len(data.train))
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
+    by = f", {per_step // args.world_size} in each of {args.world_size} processes" if args.world_size > 1 else ""
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], add_generation_prompt=True, tokenize=False)
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),
         ("attention", f"{policy.attention or 'as the model prefers'}{policy.fallback and f' ({policy.fallback})'}"),
         ("prompts", data.in_words()),
         ("first prompt", first),
-        ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions"),
+        ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions{by}"),
         ("the run", f"{steps:,} optimizer steps, {calls:,} generation calls of {sampled}"),
         ("", f"at most {calls * sampled * args.max_completion_length:,} generated tokens"),
     ]

@@ -12,8 +12,9 @@ import os
 import platform
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,17 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainingArguments
 
 from harness.exits import (
+    ENDS,
+    RANK,
+    STOPPING,
     RunError,
     Stopped,
     UserError,
     catch_signals,
     in_short,
+    is_another_signal,
     write_nowhere_if_hung_up,
+    write_status,
     write_whole,
 )
 from harness.rewarding import RewardUnreachable
@@ -37,7 +43,6 @@ from harness.trainer import Trainer
 
 MANIFEST = "manifest.json"
 DISK_FULL = ("No space left", "Disk quota", "unexpected pos", "PytorchStreamWriter")  # the last two are torch.save's
-SAME_SIGNAL = 3  # seconds in which a signal that comes again is the same one
 FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it will not find a scale
 
 
@@ -79,10 +84,9 @@ class Checkpoints(TrainerCallback):
         if self.signal is None:
             self.signal, self.signalled = number, time.monotonic()
             write_nowhere_if_hung_up(number)
-            # Not print(), which may be what the signal has interrupted.
-            os.write(2, b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n")
-        # A launcher hands the same signal on, and a shell sends a second SIGHUP: neither means "at once".
-        elif time.monotonic() > self.signalled + SAME_SIGNAL or (number == signal.SIGINT and os.isatty(0)):
+            if RANK == 0 and ENDS not in os.environ:  # harness.launch says it for all its processes
+                os.write(2, STOPPING)  # not print(), which may be what the signal has interrupted
+        elif is_another_signal(number, self.signalled):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -105,6 +109,10 @@ class Checkpoints(TrainerCallback):
             control.should_save = control.should_training_stop = True
         control.should_log |= control.should_save  # or a resumed run would log only the steps after the save
         self.after_step = self.trainer.random_and_batch()
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_status(args.output_dir, "running", step=state.global_step)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save &= self.saved != state.global_step  # a stop in the epoch's last step has saved it
@@ -182,29 +190,55 @@ class Checkpoints(TrainerCallback):
         ) from error
 
 
+def on_first_process(args: TrainingArguments, check: Callable[[], None]) -> None:
+    """Call `check` on the first process only; its UserError is raised on all, so that none is left waiting."""
+    problem: list[UserError | None] = [None]
+    if args.process_index == 0:
+        try:
+            check()
+        except UserError as error:
+            problem = [error]
+    if args.world_size > 1:
+        torch.distributed.broadcast_object_list(problem)
+    if problem[0]:
+        raise problem[0]
+
+
 @contextmanager
 def sole_run(args: TrainingArguments) -> Iterator[None]:
     """Hold the lock of the output folder, which dies with the process; raises UserError where another run holds it."""
-    if args.process_index:
-        yield
-        return
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / "_lock"), folder / "_lock_holder"  # what begins with _ is never uploaded
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError) as error:
-        by = (
-            f"in use by another run ({holder.read_text()})"
-            if isinstance(error, Timeout)
-            else f"not to be locked: {error}"
-        )
-        raise UserError(f"training.output_dir: {folder} is {by}; choose another with --training.output_dir") from None
-    holder.write_text(f"process {os.getpid()} on {platform.node()}")
+
+    def acquire():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError) as error:
+            by = f"not to be locked: {error}"
+            if isinstance(error, Timeout):
+                by = f"in use by another run ({holder.read_text()})"
+            raise UserError(
+                f"training.output_dir: {folder} is {by}; choose another with --training.output_dir"
+            ) from None
+        holder.write_text(f"process {os.getpid()} on {platform.node()}")
+
+    on_first_process(args, acquire)
     try:
         yield
     finally:
         lock.release()
+
+
+def to_resume(resume: bool | str, output_dir: str) -> bool | str:
+    """What --resume comes to: with `auto` False where nothing was saved yet; ends here where the run is done."""
+    if resume != "auto":
+        return resume
+    status = Path(output_dir) / "status.json"
+    if status.exists() and json.loads(status.read_text(encoding="utf-8"))["status"] == "done":
+        print(f"{output_dir}: this run is done")
+        sys.exit()
+    return resume if _numbered(output_dir) else False
 
 
 def seal(checkpoint: Path) -> None:
@@ -238,8 +272,13 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_complete(output_dir: str) -> Path:
-    """The newest checkpoint without a fault; newer ones that have one are named and set aside. Raises UserError."""
+def newest_complete(output_dir: str, resume: bool | str = True) -> Path | None:
+    """The newest checkpoint without a fault; newer ones that have one are named and set aside.
+
+    Where there is none, raises UserError; with `auto` for `resume` returns None, and the run starts anew.
+    """
+    if not resume:
+        return None
     checkpoints = _numbered(output_dir)
     for checkpoint in reversed(checkpoints):
         if (problem := fault(checkpoint)) is None:
@@ -248,6 +287,8 @@ def newest_complete(output_dir: str) -> Path:
         aside = next(name for name in names if not name.exists())
         checkpoint.rename(aside)
         print(f"warning: {checkpoint.name} is not used: {problem}; set aside as {aside.name}", flush=True)
+    if resume == "auto":
+        return None
     if not checkpoints:
         raise UserError(f"--resume: the run in {output_dir} had saved no checkpoint yet; run it again without --resume")
     raise UserError(

@@ -2,15 +2,17 @@
 128 + N (stopped by signal N), and one line on stderr. Also two small helpers that everything else may import.
 """
 
+import json
 import logging
 import os
 import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +20,10 @@ from urllib.request import getproxies
 
 # SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SAME_SIGNAL = 3  # seconds in which a signal that comes again is the same one
+STOPPING = b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n"
+ENDS = "TRAIN_GRPO_ENDS"  # names the folder in which harness.launch learns how each of its processes has ended
+RANK = int(os.environ.get("RANK", 0))
 
 
 class UserError(Exception):
@@ -48,32 +54,75 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def write_status(folder: str, status: str, exit_status: int | None = None, **more: int) -> None:
+    """`folder`/status.json, for a script to read: running, done, failed or stopped; the exit status; and the step."""
+    path = Path(folder) / "status.json"
+    with suppress(OSError, ValueError):  # a full disk, which is reported elsewhere, or a damaged file
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_whole(path, json.dumps(old | {"status": status, "exit_status": exit_status} | more))
+
+
 @contextmanager
-def failures_logged(folder: str) -> Iterator[None]:
-    """Turn what is raised inside into a RunError of one line, with the traceback in `folder`/error.log."""
+def outcome_written(folder: str) -> Iterator[None]:
+    """Write status.json, and turn what is raised inside into a RunError of one line, with the traceback in error.log.
+
+    Of several processes the first one writes it, and the first one that fails.
+    """
+    ended: tuple[str, int] = ("failed", 1)
     try:
+        if RANK == 0:
+            write_status(folder, "running")
         yield
-    except (UserError, RunError):
+        ended = ("done", 0)
+    except Stopped as stopped:
+        ended = ("stopped", 128 + stopped.number)
+        raise
+    except UserError:
+        ended = ("failed", 2)
+        raise
+    except RunError:
         raise
     except Exception as error:
-        log = Path(folder) / "error.log"
-        try:
+        raise RunError(_in_one_line(error, Path(folder) / "error.log")) from error
+    finally:
+        if RANK == 0 or ended[0] == "failed":
+            write_status(folder, *ended)
+
+
+def failed_elsewhere() -> bool:
+    """Whether another process of this run has failed before; only harness.launch lets its processes know."""
+    ends = Path(os.environ[ENDS]).glob("*.json") if ENDS in os.environ else ()
+    return any(json.loads(end.read_text(encoding="utf-8"))["status"] in (1, 2) for end in ends)
+
+
+def _in_one_line(error: Exception, log: Path) -> str:
+    """What to tell the user, and where the traceback is."""
+    where = f"traceback: {log}"
+    try:
+        if not failed_elsewhere():
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
-            log = f"traceback: {log}"
-        except OSError as problem:  # a full disk, for example: print the traceback instead
-            traceback.print_exc()
-            log = f"no traceback in {log}: {problem.strerror}"
-        words = " ".join(str(error).split()) or type(error).__name__
-        if type(error).__name__ == "OutOfMemoryError":
-            remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
-            words = f"out of GPU memory ({words[:120]}); {remedy}"
-        raise RunError(f"{words} ({log})") from error
+    except OSError as problem:  # a full disk, for example: print the traceback instead
+        traceback.print_exc()
+        where = f"no traceback in {log}: {problem.strerror}"
+    words = " ".join(str(error).split()) or type(error).__name__
+    if type(error).__name__ == "OutOfMemoryError":
+        remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
+        words = f"out of GPU memory ({words[:120]}); {remedy}"
+    return f"{words} ({where})"
 
 
 def catch_signals(handler: Callable) -> dict[int, Any]:
     """Let `handler` take SIGNALS, apart from those that are ignored (nohup); returns what took them before."""
     return {n: signal.signal(n, handler) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+
+
+def is_another_signal(number: int, since: float) -> bool:
+    """Whether a signal that comes again means "at once": a launcher hands the same one on, a shell sends SIGHUP twice.
+
+    `since`: when the first one came, by time.monotonic().
+    """
+    return time.monotonic() > since + SAME_SIGNAL or (number == signal.SIGINT and os.isatty(0))
 
 
 def write_nowhere_if_hung_up(number: int) -> None:
@@ -94,6 +143,8 @@ def exit_status(
         raise Stopped(number, if_stopped)
 
     catch_signals(stop)
+    if RANK:
+        _be_silent()
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
     for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there, and what torch will rename
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -105,12 +156,28 @@ def exit_status(
 
             for bar in list(getattr(tqdm, "_instances", [])):  # or they would be drawn once more, below the error
                 bar.close()
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return _say(f"error: {error}", 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
-        print(f"\nstopped by {signal.Signals(stopped.number).name}: {stopped}", file=sys.stderr)
-        return 128 + stopped.number
-    return 0
+        return _say(f"\nstopped by {signal.Signals(stopped.number).name}: {stopped}", 128 + stopped.number)
+    return _say("", 0)
+
+
+def _say(line: str, status: int) -> int:
+    """Print how this process ends; where harness.launch has started it, leave that to it."""
+    if folder := os.environ.get(ENDS):
+        end = {"time": time.time(), "line": line, "status": status}
+        write_whole(Path(folder) / f"{RANK}.json", json.dumps(end))
+    elif line:
+        print(line, file=sys.stderr)
+    return status
+
+
+def _be_silent() -> None:
+    """For all processes of a run but the first: its plan, bars and warnings are enough."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  it stays open
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 def go_offline_without_network() -> None:

@@ -13,6 +13,8 @@ from harness.exits import UserError, write_whole
 from harness.rewarding import rewards
 
 if TYPE_CHECKING:  # so that compare need not import torch
+    from trl import GRPOConfig
+
     from harness.loading import Data
     from harness.settings import Settings
 
@@ -22,12 +24,13 @@ FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "lo
 LONGER = ("training.max_steps", "training.num_train_epochs")
 
 
-def write_record(settings: "Settings", data: "Data", output_dir: str) -> None:
+def write_record(settings: "Settings", args: "GRPOConfig", data: "Data") -> None:
     """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
-    folder = Path(output_dir)
+    folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("trl", "transformers", "torch", "datasets")}
-    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards()), **versions}
+    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards())}
+    run |= {"processes": args.world_size, "step_completions": completions_a_step(args)} | versions
     write_whole(folder / "run.json", json.dumps(run, indent=1))
     write_whole(folder / "rewards.py", _rewards())
     write_whole(folder / "config.yaml", settings.as_yaml())
@@ -65,15 +68,27 @@ def check_same_settings(settings: "Settings", output_dir: str) -> None:
         raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
 
 
-def check_same_rewards_and_data(data: "Data", output_dir: str) -> None:
-    """Refuse to go on with another rewards.py or other rows; raises UserError with what differs."""
-    folder = Path(output_dir)
+def completions_a_step(args: "GRPOConfig") -> int:
+    """Of one optimizer step, in all processes."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def check_same_run(args: "GRPOConfig", data: "Data") -> None:
+    """Refuse to go on with another rewards.py, other rows or another number of processes; raises UserError."""
+    folder = Path(args.output_dir)
     try:
         run, old = json.loads((folder / "run.json").read_text()), (folder / "rewards.py").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: its run.json or rewards.py is missing or damaged ({error}); start a new run"
         ) from error
+    if (then := run.get("processes", args.world_size)) != args.world_size:
+        now, was = completions_a_step(args), run["step_completions"]
+        how = f"python -m harness.launch --num_processes {then} train_grpo.py" if then > 1 else "python train_grpo.py"
+        raise UserError(
+            f"--resume: the run had {_processes(then)} and {was} completions a step; {_processes(args.world_size)} "
+            f"make {now}; go on with {how}"
+        )
     if _sha256(_rewards()) != run["rewards_sha256"]:
         back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"
         raise UserError(f"--resume: rewards.py is not the run's: {difference(old, _rewards())}; {back}")
@@ -95,6 +110,10 @@ def difference(old: str, new: str) -> str:
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
     changed = [line for line in lines if line[1:].strip() and not line.startswith("@@")]
     return " | ".join(changed[:4]) + (f" | ... {len(changed) - 4} more lines" if len(changed) > 4 else "")
+
+
+def _processes(number: int) -> str:
+    return f"{number} processes" if number > 1 else "1 process"
 
 
 def _rewards() -> str:

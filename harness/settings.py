@@ -186,7 +186,8 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     parser.add_argument(
         "--config", action="append", default=[], type=Path, metavar="FILE", help="lay FILE over config.yaml"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
+    resume = "go on from the newest complete checkpoint; auto: or start, if there is none, or do nothing, if it is done"
+    parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
     parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")

@@ -1,0 +1,104 @@
+"""accelerate launch, ending as a single process does: with train_grpo.py's one line, once, and its exit status.
+
+python -m harness.launch --num_processes 8 train_grpo.py --config mine.yaml
+python -m harness.launch --config_file recipes/launch/fsdp2.yaml --num_processes 8 train_grpo.py
+
+It takes every argument of `accelerate launch`. A signal goes on to the processes, which finish their step and save it.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from harness.exits import (
+    ENDS,
+    STOPPING,
+    RunError,
+    UserError,
+    catch_signals,
+    exit_status,
+    is_another_signal,
+    write_nowhere_if_hung_up,
+)
+
+DEFAULTS = {
+    "PET_SIGNALS_TO_HANDLE": "none",  # torch's own handler would leave the processes behind at a second signal
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400",  # seconds to finish a step and save it; torch's 30 are too few
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice, once a process
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = launch_command_parser().parse_args(arguments)
+    if not options.config_file and (options.num_processes or 0) > 1:
+        options.multi_gpu = not (options.use_fsdp or options.use_deepspeed)  # or one process starts where no GPU is
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    logging.disable()  # torch's pages about processes that end
+    warnings.simplefilter("ignore")
+    failures: dict[int, ProcessFailure] = {}
+    with TemporaryDirectory() as folder:
+        os.environ[ENDS] = folder
+        try:
+            forward_signals()
+            launch_command(options)
+        except SignalException:
+            pass
+        except ChildFailedError as error:
+            failures = error.failures
+        except Exception as error:  # ValueError, ImportError: accelerate's, about its arguments
+            raise UserError(f"launch: {' '.join(str(error).split())[:300]}; see accelerate launch --help") from error
+        finally:
+            del os.environ[ENDS]
+        ends = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("*.json")}
+    end_as_the_first(ends, failures)
+
+
+def forward_signals() -> None:
+    """Let torch hand the first signal on to all processes, and wait for them; another one kills them."""
+    first: list[float] = []
+
+    def stop(number, frame):
+        if not first:
+            first.append(time.monotonic())
+            write_nowhere_if_hung_up(number)
+            os.write(2, STOPPING)
+            raise SignalException("", signal.Signals(number))
+        if is_another_signal(number, first[0]):
+            for process in psutil.Process().children(recursive=True):
+                process.kill()
+
+    catch_signals(stop)
+
+
+def end_as_the_first(ends: dict[int, dict], failures: dict[int, ProcessFailure]) -> None:
+    """Print what the first process that failed or was stopped has said, and exit with its status.
+
+    Args:
+        ends: what each process has written at its end, by rank.
+        failures: by rank, those that torch saw first in front.
+    """
+    rank = next(iter(failures), None)
+    failed = sorted((end for end in ends.values() if end["status"]), key=lambda end: end["time"])
+    if rank is not None and failures[rank].exitcode < 0 and rank not in ends:
+        raise RunError(f"process {rank} was killed by {failures[rank].signal_name()}; go on with --resume")
+    if failed:
+        print(failed[0]["line"], file=sys.stderr)
+        sys.exit(failed[0]["status"])
+    if failures or not ends:
+        raise RunError("a process has ended without a word; go on with --resume")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
