@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.checkpoints import on_first_process
@@ -201,6 +202,7 @@ def weights_dtype(settings: Settings, config: PreTrainedConfig) -> torch.dtype:
 def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lora: LoraConfig | None) -> Footprint:
     """Sizes from the model's shape alone: it is built on the meta device, without weights."""
     dtype = weights_dtype(settings, config)
+    unset_hf_deepspeed_config()  # or ZeRO-3 would divide a model that has no weights
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
         parameters = model.num_parameters()
@@ -208,6 +210,8 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
             model = get_peft_model(model, lora) if lora else model
         except Exception as error:  # ValueError: Target modules {...} not found in the base model
             raise settings.error("lora", " ".join(str(error).split())[:200]) from error
+    if args.deepspeed_plugin:
+        set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = config.get_text_config()
     layers, hidden = text.num_hidden_layers, text.hidden_size

@@ -39,7 +39,7 @@ from harness.exits import (
     write_whole,
 )
 from harness.rewarding import RewardUnreachable
-from harness.trainer import Trainer
+from harness.trainer import Trainer, total_norm
 
 MANIFEST = "manifest.json"
 DISK_FULL = ("No space left", "Disk quota", "unexpected pos", "PytorchStreamWriter")  # the last two are torch.save's
@@ -91,7 +91,7 @@ class Checkpoints(TrainerCallback):
             os.kill(os.getpid(), number)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        norm = total_norm(weight.grad for weight in model.parameters() if weight.grad is not None)
         self.skipped = 0 if norm.isfinite() else self.skipped + 1
         if self.skipped > (FP16_SKIPS if args.fp16 else 0):
             raise RunError(

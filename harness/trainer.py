@@ -8,11 +8,13 @@ These private names of upstream's trainers are used here and nowhere else; tests
 """
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
+from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
 from harness.exits import RunError, in_short
@@ -21,16 +23,39 @@ from harness.padding import by_length, positions_are_relative, without_padding
 REFERENCE = "reference_model.safetensors"
 
 
+def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The norm of weights or gradients, also of such as are divided over processes (by ZeRO-3: of this one's part)."""
+    norm = torch.nn.utils.get_total_norm([getattr(tensor, "ds_tensor", tensor) for tensor in tensors])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def whole(weight: torch.nn.Parameter) -> torch.Tensor:
+    """All of a weight that FSDP2 or ZeRO-3 have divided over processes, each of which has to call this."""
+    if hasattr(weight, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
+    return weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+
+
 class Trainer(GRPOTrainer):
     def save_model(self, output_dir=None, _internal_call=False):
-        """Every save begins here; raises RunError where the weights are not finite."""
-        trained = [weight.detach() for weight in self.model.parameters() if weight.requires_grad]
-        if not torch.nn.utils.get_total_norm(trained).isfinite():
+        """Every save begins here; raises RunError where the weights are not finite, or where no model was written."""
+        if not total_norm([weight.detach() for weight in self.model.parameters() if weight.requires_grad]).isfinite():
             raise RunError(
                 f"step {self.state.global_step}: weights are no longer finite, and were not saved; start anew with "
                 "a lower training.learning_rate"
             )
+        folder = Path(output_dir or self.args.output_dir)
+        if self.is_fsdp_enabled and output_dir is None:
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         super().save_model(output_dir, _internal_call)
+        if output_dir is None and self.args.should_save and not any(folder.glob("*model*.safetensors")):
+            raise RunError(
+                f"{folder}: no model was written; set zero3_save_16bit_model: true, as recipes/launch/zero3.yaml does, "
+                "and go on with --resume"
+            )
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: TRL's card, written at each save, shows neither rewards nor samples; Report writes ours."""
