@@ -31,6 +31,7 @@ from harness.settings import Settings
 from harness.watch import GUARDED
 
 GB = 1e9
+DIVIDED_FROM = {"weights": 3, "reference model": 3, "gradients": 2, "optimizer": 1}  # from this stage of ZeRO on
 LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits a value of Adam's state, block scales included
 
 
@@ -213,10 +214,12 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     if args.deepspeed_plugin:
         set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fsdp, zero = engines(args)
     text = config.get_text_config()
     layers, hidden = text.num_hidden_layers, text.hidden_size
     width = torch.finfo(dtype).bits // 8
-    trained_width = 4 if lora else width  # peft keeps adapters in float32
+    mixed = args.bf16 or args.fp16
+    trained_width = 4 if lora or (fsdp and mixed) else width  # in which peft and FSDP2 keep what is trained
     state_width = LOW_BIT.get(args.optim, 8 * trained_width) / 8
     embeddings = text.vocab_size * text.hidden_size  # these stay as they are where the rest is quantized
     quantized = (settings.model.get("quantization_config") or {}).get("load_in_4bit")
@@ -228,18 +231,28 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     per_layer = 16 * hidden + 6 * text.intermediate_size  # bytes a token in bfloat16: attention, norms, MLP
     head_size = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
     memory = {
-        "weights": weights,
+        "weights": weights if lora else parameters * trained_width,
         "gradients": trainable * trained_width,
-        "optimizer": 2 * trainable * state_width,
+        # ZeRO's state is in float32, with the weights once more.
+        "optimizer": trainable * (12 if zero and mixed else 2 * state_width),
         "reference model": parameters * width if args.beta and not lora else 0,
+        "weights gathered to sample": parameters * width if zero == 3 and not args.use_vllm else 0,
         "activations": micro_batch * tokens * (kept + per_layer * (1 if kept else layers)),
         "logits": 3 * 4 * sampled * text.vocab_size,  # of one sampled token a sequence, in float32, with two copies
         "KV cache": sampled * tokens * layers * 2 * text.num_key_value_heads * head_size * 2,
     }
+    for name, stage in DIVIDED_FROM.items():
+        memory[name] /= args.world_size if fsdp or zero >= stage else 1
     saved = trainable * trained_width
     checkpoint = saved + (0 if args.save_only_model else 2 * trainable * state_width)
     count = 0 if args.save_strategy == "no" else args.save_total_limit or 10
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
+
+
+def engines(args: GRPOConfig) -> tuple[bool, int]:
+    """(whether FSDP divides the model over the processes, DeepSpeed's ZeRO stage or 0), as the launcher has chosen."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return fsdp, args.deepspeed_plugin.zero_stage if args.deepspeed_plugin else 0
 
 
 def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
@@ -315,7 +328,7 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)
-    if not settings.lora and dtype != torch.float32 and not rounds_by_chance(args):
+    if not settings.lora and dtype != torch.float32 and not rounds_by_chance(args) and not any(engines(args)):
         # Drawn as the model's weights were at their start.
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:

@@ -38,6 +38,8 @@ DEFAULTS = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice, once a process
 }
 
+IF_SAVED = "the same command with --resume goes on from the newest checkpoint, if there is one"
+
 
 def main(arguments: list[str] | None = None) -> None:
     options = launch_command_parser().parse_args(arguments)
@@ -92,12 +94,12 @@ def end_as_the_first(ends: dict[int, dict], failures: dict[int, ProcessFailure])
     rank = next(iter(failures), None)
     failed = sorted((end for end in ends.values() if end["status"]), key=lambda end: end["time"])
     if rank is not None and failures[rank].exitcode < 0 and rank not in ends:
-        raise RunError(f"process {rank} was killed by {failures[rank].signal_name()}; go on with --resume")
+        raise RunError(f"process {rank} was killed by {failures[rank].signal_name()}; {IF_SAVED}")
     if failed:
         print(failed[0]["line"], file=sys.stderr)
         sys.exit(failed[0]["status"])
     if failures or not ends:
-        raise RunError("a process has ended without a word; go on with --resume")
+        raise RunError(f"a process has ended without a word; {IF_SAVED}")
 
 
 if __name__ == "__main__":

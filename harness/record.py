@@ -87,7 +87,7 @@ def check_same_run(args: "GRPOConfig", data: "Data") -> None:
         how = f"python -m harness.launch --num_processes {then} train_grpo.py" if then > 1 else "python train_grpo.py"
         raise UserError(
             f"--resume: the run had {_processes(then)} and {was} completions a step; {_processes(args.world_size)} "
-            f"make {now}; go on with {how}"
+            f"{'makes' if args.world_size == 1 else 'make'} {now}; go on with {how}"
         )
     if _sha256(_rewards()) != run["rewards_sha256"]:
         back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"

@@ -79,7 +79,8 @@ class Trainer(GRPOTrainer):
 
     def load_extras(self, checkpoint: Path) -> None:
         if (file := self._generation_batch(checkpoint)).exists():
-            self._step, self._buffered_inputs = torch.load(file, map_location=self.args.device, weights_only=True)
+            where = "cpu" if self.args.use_cpu else self.args.device  # of several processes it would be cpu:0
+            self._step, self._buffered_inputs = torch.load(file, map_location=where, weights_only=True)
         if self.args.sync_ref_model:
             load_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
 

@@ -102,7 +102,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         now = next(p for p in model.parameters() if p.requires_grad).dtype
-        if now != (before := self.before[0].dtype):
+        if torch.finfo(now).bits < torch.finfo(before := self.before[0].dtype).bits:  # FSDP2 widens bfloat16
             raise RunError(
                 f"step {state.global_step}: the trained weights have turned from {before} to {now}, as "
                 "training.use_transformers_continuous_batching does with bf16; leave it off, or set bf16: false"
@@ -111,7 +111,7 @@ class Watch(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
             self.failure = "no optimizer step was taken: the model is untrained"
-        elif all(torch.equal(old, new) for old, new in zip(self.before, _some_weights(model), strict=True)):
+        elif all(torch.equal(old.to(new), new) for old, new in zip(self.before, _some_weights(model), strict=True)):
             self.failure = "the weights have not changed: nothing was learned; see learning_rate and model.dtype"
         if self.failure:
             self.warn("failure", state.global_step, self.failure, state.is_world_process_zero)

@@ -1,10 +1,14 @@
-"""train_grpo.py with one fault inside: python tests/break_it.py FAULT:WHERE ARGUMENT...
+"""train_grpo.py with one fault inside: python tests/break_it.py FAULT:WHERE[@RANK] ARGUMENT...
 
 sigterm:PHASE, sigint:PHASE  the signal, at the second call of a phase      twice:PHASE  the signal twice
 kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
 fill:MB                      at the second save, the disk fills up but for so much
+raise:N                      a reward raises at its Nth call                slow:N        each step takes N seconds more
+spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
+@RANK                        in this process of several only
 """
 
+import functools
 import os
 import shutil
 import signal
@@ -18,6 +22,7 @@ import accelerate
 import transformers
 from trl import GRPOTrainer
 
+import rewards
 import train_grpo
 from harness.exits import exit_status
 
@@ -66,9 +71,33 @@ def fill(megabytes: int):
     return fill
 
 
+def raising(number: int):
+    """length_reward, raising at its `number`-th call."""
+    reward, calls = rewards.length_reward, []
+
+    @functools.wraps(reward)
+    def raises(*args, **kwargs):
+        calls.append(None)
+        if len(calls) >= number:
+            raise ValueError("poison")
+        return reward(*args, **kwargs)
+
+    return raises
+
+
 if __name__ == "__main__":
     fault, where = sys.argv.pop(1).split(":")
-    if fault == "kill":
+    where, _, rank = where.partition("@")
+    if rank not in ("", os.environ.get("RANK")):
+        pass
+    elif fault == "raise":
+        rewards.length_reward = raising(int(where))
+    elif fault == "slow":
+        backward = accelerate.Accelerator.backward
+        accelerate.Accelerator.backward = lambda *args, **kwargs: (time.sleep(int(where)), backward(*args, **kwargs))[1]
+    elif fault == "spread":
+        at_call(2, *PHASES[where], lambda *_: [os.kill(pid, signal.SIGTERM) for pid in (os.getppid(), os.getpid())])
+    elif fault == "kill":
         at_call(2, GRPOTrainer, "_save_checkpoint", kill_at_file(int(where)))
     elif fault == "fill":
         at_call(2, GRPOTrainer, "_save_checkpoint", fill(int(where)))
