@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.options.resume:
         check_same_settings(settings, args.output_dir)
     policy = load_policy(settings)
-    data = load_data(settings, policy.tokenizer)
+    with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
+        data = load_data(settings, policy.tokenizer)
     if settings.options.resume:
         check_same_run(args, data)
     note_other_rewards(settings)

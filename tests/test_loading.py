@@ -2,12 +2,13 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 
 from harness.exits import UserError
-from harness.loading import load_data
+from harness.loading import load_data, token_counts
 from harness.settings import Prompts, Samples, Settings
 
 
@@ -41,6 +42,16 @@ def test_questions_become_messages_and_every_other_column_stays(source, tokenize
 def test_system_prompt_comes_first_and_counts(source, tokenizer):
     dataset, _ = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
     assert dataset["prompt"][3][0] == {"role": "system", "content": "日本語で答える"}
+
+
+def test_prompts_are_counted_as_upstream_counts_them(tokenizer, rows):
+    texts = [row["query"] for row in rows] + ["<|im_end|>", " e\u0301 👩‍👩‍👧\r\n\n ", "ｶﾞ x" * 500]
+    asked = [[{"role": role, "content": text}] for text in texts for role in ("user", "system")]
+    expected = [len(ids) for ids in tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]]
+    tokenizer.backend_tokenizer.enable_truncation(5)  # as a tokenizer.json may have it, which upstream undoes
+    tokenizer.backend_tokenizer.enable_padding()
+    slow = SimpleNamespace(apply_chat_template=tokenizer.apply_chat_template)
+    assert token_counts(asked, tokenizer) == token_counts(asked, slow) == expected
 
 
 def test_long_prompts_are_dropped_and_counted(source, tokenizer):
