@@ -27,7 +27,7 @@ faults: .venv/installed  # stopped at every step, killed at every file: 6 minute
 	.venv/bin/python -m pytest -m sweep -n auto
 
 lint: .venv/installed
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/shellcheck .ci/run examples/slurm/*.sbatch
 
 resolve: .venv/installed  # can `make gpu` be installed? all but flash-attn, which is compiled there
 	grep -v flash-attn requirements-gpu.txt | cat requirements.txt - | .venv/bin/uv pip compile --quiet --output-file /dev/null \

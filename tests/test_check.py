@@ -217,6 +217,35 @@ def test_the_memory_that_a_recipe_names_is_the_formulas(recipe):
     assert round(sum(tinyswallow(file).memory.values()) / 1e9) == int(named)
 
 
+# Qwen2.5's shapes: layers, hidden, MLP, heads, KV heads, vocabulary, whether the embeddings are tied
+SHAPES = {"1.5B": (28, 1536, 8960, 12, 2, 151936, True), "7B": (28, 3584, 18944, 28, 4, 152064, False)}
+SHAPES["32B"] = (64, 5120, 27648, 40, 8, 152064, False)
+ENGINES = [([], False, 1), ([], True, 8), ([], True, 16), (["recipes/lora.yaml"], False, 1)]
+ENGINES.append((["recipes/lora.yaml"], True, 8))
+
+
+def test_the_memory_that_the_page_on_scaling_names_is_the_formulas(monkeypatch):
+    from transformers import Qwen2Config
+
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    named = [[int(cell) for cell in row] for row in re.findall(r"^\|.*\| (\d+) \| (\d+) \| (\d+) \|$", page, re.M)]
+    for (files, fsdp, processes), row in zip(ENGINES, named, strict=True):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", str(fsdp).lower())
+        files = [part for file in files for part in ("--config", str(ROOT / file))]
+        settings = read_settings(["--check", *files, "--training.per_device_train_batch_size", "8"])
+        args, lora = training_arguments(settings)
+        monkeypatch.setattr(type(args), "world_size", processes)
+        args.bf16 = True  # which --check takes away where no GPU is
+        for (layers, hidden, mlp, heads, kv_heads, vocabulary, tied), gigabytes in zip(
+            SHAPES.values(), row, strict=True
+        ):
+            config = Qwen2Config(
+                vocab_size=vocabulary, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
+                num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied, dtype="bfloat16",
+            )  # fmt: skip
+            assert round(sum(footprint(settings, config, args, lora).memory.values()) / 1e9) == gigabytes
+
+
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
 
 

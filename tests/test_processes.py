@@ -138,6 +138,29 @@ def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_re
     assert done.value.code is None
 
 
+def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
+    """srun and scontrol are stand-ins; the script, the signal and the run are real."""
+    stand_ins = {
+        "srun": 'exec "$@"',
+        "scontrol": f'echo "$@" >> {tmp_path}/requeued',
+        "python": f'exec {sys.executable} "$@"',
+    }
+    for name, does in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2"}
+    script = ["bash", "examples/slurm/one_node.sbatch", *tiny, "--training.max_steps", "30"]
+    job = subprocess.Popen(script, cwd=ROOT, env=os.environ | slurm)
+    while not (tmp_path / "run/status.json").exists() or not state(tmp_path / "run").get("step"):
+        assert job.poll() is None
+        time.sleep(0.1)
+    (launcher,) = psutil.Process(job.pid).children()
+    launcher.send_signal(signal.SIGUSR1)
+    assert job.wait() == 138 and (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
+    assert state(tmp_path / "run") == {"status": "done", "exit_status": 0, "step": 30}
+
+
 @pytest.mark.parametrize("engine", SHARDED)
 def test_a_divided_model_learns_the_same_and_goes_on(tiny, tmp_path, policy, engine, uninterrupted):
     ended(launch(*tiny_arguments(policy, tmp_path / "whole"), *STEPS, engine=engine), 0)
