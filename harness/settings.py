@@ -52,10 +52,16 @@ STRICTER = {
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
     "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
+UNSEEN = {
+    "dtype": Literal["auto", "float32", "bfloat16", "float16"],
+    "attn_implementation": str | None,
+    "quantization_config": dict | None,
+    "device_map": str | dict | None,
+    "subfolder": str,
+    "trust_remote_code": bool,
+}
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 ONE_WORD_OF = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
-# A reward model's name may hold dots and hyphens, which the parser reads as levels and underscores.
-ESCAPED, PLAIN = str.maketrans(".-", "\u2024\u2010"), str.maketrans("\u2024\u2010", ".-")
 
 
 @dataclass
@@ -117,12 +123,18 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
     for content, lines in [*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values]:
-        _check_sections(content, lines)
-        alone = set(SECTIONS) <= set(content)
-        merged, places = (content, lines) if alone else (_over(merged, content), places | lines)
-    for key in [key for key in places if key.startswith("dataset.") and key.split(".")[1] not in merged["dataset"]]:
-        del places[key]  # of data that other data have replaced
-    merged["dataset"] = _with_builder(merged["dataset"])
+        for name, value in content.items():
+            if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
+                problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
+                raise _error(lines, name, problem)
+        if "dataset" in content:
+            content["dataset"] = _with_builder(content["dataset"])
+        if set(SECTIONS) <= set(content):
+            merged, places = {}, {}
+        if "path" in content.get("dataset", {}):  # other data, to which nothing of these settings belongs
+            merged.pop("dataset", None)
+            places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
+        merged, places = _laid_over(merged, content), places | lines
     merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     settings = _parsed(merged, places)
     settings.options = options
@@ -233,8 +245,6 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     def note(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.tag != "tag:yaml.org,2002:str":
-                raise UserError(f"{file}:{key.start_mark.line + 1}: a key has to be a word, not {key.value}; fix it")
             name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
             if name in places:
                 raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
@@ -250,20 +260,13 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
-        raise UserError(f"{line}: not YAML: {error.problem}; fix that line") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; fix that") from None
+        mark = getattr(error, "problem_mark", None)
+        place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, " ".join(str(error).split()))
+        raise UserError(f"{place}: not YAML: {problem}; fix it there") from None
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
     return content or {}, places
-
-
-def _check_sections(content: dict[str, Any], places: dict[str, str]) -> None:
-    for name, value in content.items():
-        if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
-            raise _error(places, name, f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml")
 
 
 def _laid_over(base: dict, overlay: dict) -> dict:
@@ -273,15 +276,6 @@ def _laid_over(base: dict, overlay: dict) -> dict:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = _laid_over(result[key], value) if both else value
     return result
-
-
-def _over(merged: dict, overlay: dict) -> dict:
-    """`overlay` over the settings; where it names other data, the section `dataset` starts empty."""
-    source = overlay.get("dataset", {})
-    files_of_the_same_format = _ending(source) is None and merged.get("dataset", {}).get("path") in FORMATS.values()
-    if "path" in source or ("data_files" in source and not files_of_the_same_format):
-        merged = {**merged, "dataset": {}}
-    return _laid_over(merged, overlay)
 
 
 def _ending(source: dict[str, Any]) -> str | None:
@@ -313,105 +307,99 @@ def _parts(key: str) -> list[str]:
 
 def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
     for name, entry in merged["rewards"].items():
-        if problem := why_no_reward(name):
+        if problem := why_no_reward(str(name)):
             raise _error(places, f"rewards.{name}", problem)
         if not isinstance(entry, dict) or "weight" not in entry:
             problem = f"expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}"
             raise _error(places, f"rewards.{name}", problem)
-    asked = {section: part for section, part in merged.items() if part is not None}
-    asked["rewards"] = {name.translate(ESCAPED): entry for name, entry in merged["rewards"].items()}
-    parser = _parser(asked)
-    try:
-        parsed = parser.parse_object(asked)
-    except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
-        key, problem = _in_one_line(str(error), [action.dest for action in parser._actions], asked)
-        raise _error(places, key.translate(PLAIN), problem) from None
-    given = dict.fromkeys(SECTIONS) | {
-        section: {key: _plain(parsed[section][key]) for key in part} for section, part in asked.items()
-    }
-    given["rewards"] = {
-        name.translate(PLAIN): {key: _plain(parsed["rewards"][name][key]) for key in entry}
-        for name, entry in asked["rewards"].items()
-    }
+    parsers = _parsers(merged)
+    known = [*SECTIONS, *(f"{part}.{action.dest}" for part in parsers for action in parsers[part]._actions)]
+
+    def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a section, or of one of the rewards, in the types of their keys."""
+        for key in values:
+            if f"{part}.{key}" not in known:
+                raise _error(places, f"{part}.{key}", _unknown(f"{part}.{key}", known))
+        try:
+            parsed = parsers[part].parse_object(values)
+        except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
+            key, problem = _in_one_line(str(error), values)
+            raise _error(places, f"{part}.{key}", problem) from None
+        return {key: _plain(parsed[key]) for key in values}
+
+    given = dict.fromkeys(SECTIONS)
+    for section, values in merged.items():
+        if section not in SECTIONS:
+            raise _error(places, section, _unknown(str(section), known))
+        if section == "rewards":
+            given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in values.items()}
+        elif values is not None:
+            given[section] = typed(section, values)
     if not any(entry["weight"] for entry in given["rewards"].values()):
-        problem = "none has a weight other than 0, so there is nothing to learn; give one a weight"
-        raise UserError(f"rewards: {problem}")
+        raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
     sections = {**given, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
     return Settings(**sections, given=given, places=places)
 
 
-def _parser(asked: dict[str, Any]) -> ArgumentParser:
-    """Every key that the sections may have, with its type, from the signature of what the section is passed to."""
+def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
+    """For each section, and each reward, a parser of its keys, from the signature of what they are passed to."""
     from datasets import load_dataset  # these imports take seconds: not before the files have been read
     from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import GRPOConfig
-
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_method_arguments(PreTrainedModel, "from_pretrained", "model", skip={"config"})
-    parser.add_function_arguments(load_dataset, "dataset", skip={"features", "download_config"})
-    parser.add_class_arguments(Prompts, "prompts")
-    parser.add_class_arguments(LoraConfig, "lora")
-    parser.add_class_arguments(Samples, "samples")
 
     stricter = {key: kind for keys, kind in STRICTER.items() for key in keys.split()}
     for key in ONE_WORD_OF.split():  # upstream's list of the words is in its help
         about = GRPOConfig.__dataclass_fields__[key]
         stricter[key] = Literal[about.default, *re.findall(r"(?<!=)'(\w+)'", about.metadata["help"])]
     stricter["scale_rewards"] |= bool
-    left_out = {*stricter, *(key.removeprefix("training.") for key in MOVED)} & set(GRPOConfig.__dataclass_fields__)
-    parser.add_class_arguments(GRPOConfig, "training", skip=left_out)
-    more = {f"training.{key}": kind for key, kind in stricter.items()}
-
-    # What from_pretrained and load_dataset take through **kwargs, which no signature shows: the usual ones, and the
-    # options of the file formats (csv's delimiter, json's field).
-    more |= {"model.dtype": Literal["auto", "float32", "bfloat16", "float16"], "model.attn_implementation": str | None}
-    more |= {
-        "model.quantization_config": dict | None,
-        "model.device_map": str | dict | None,
-        "model.subfolder": str,
-        "model.trust_remote_code": bool,
-    }
-    if (path := asked["dataset"].get("path")) in FORMATS.values():
+    options = {}  # of the format of the data: csv's delimiter, json's field
+    if (path := merged["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
-        more |= {f"dataset.{name}": Any for name in vars(getattr(module, f"{path.capitalize()}Config")())}
-    for name in asked["rewards"]:
-        finite = kinds.restricted_number_type("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])
-        more[f"rewards.{name}.weight"] = finite
-        if function := reward_functions().get(name):
-            passed = {"prompts", "completions", *columns(function)} & set(inspect.signature(function).parameters)
-            parser.add_function_arguments(function, f"rewards.{name}", skip=passed)  # those TRL passes
-    declared = {action.dest for action in parser._actions}
-    for name in more.keys() - declared:
-        parser.add_argument(f"--{name}", type=more[name])
-    return parser
+        options = dict.fromkeys(vars(getattr(module, f"{path.capitalize()}Config")()), Any)
+    functions = {f"rewards.{name}": reward_functions().get(name, lambda: None) for name in merged["rewards"]}
+
+    passed_to = {"model": PreTrainedModel.from_pretrained, "dataset": load_dataset, "prompts": Prompts}
+    passed_to |= {"training": GRPOConfig, "lora": LoraConfig, "samples": Samples} | functions
+    not_ours = {"model": {"config"}, "dataset": {"features", "download_config"}}
+    not_ours |= {"training": {key.removeprefix("training.") for key in MOVED}}
+    not_ours |= {part: {"prompts", "completions", *columns(function)} for part, function in functions.items()}
+    # What is stricter than the signature, or goes through **kwargs, where no signature shows it: the usual ones.
+    more = {"model": UNSEEN, "dataset": options, "training": stricter}
+    more |= {part: {"weight": FINITE("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])} for part in functions}
+    parsers = {}
+    for part, function in passed_to.items():
+        parsers[part] = ArgumentParser(exit_on_error=False, add_help=False)
+        skip = {*not_ours.get(part, ()), *more.get(part, ())} & set(inspect.signature(function).parameters)
+        parsers[part].add_function_arguments(function, skip=skip)
+        for key, kind in more.get(part, {}).items():
+            parsers[part].add_argument(f"--{key}", type=kind)
+    return parsers
 
 
-def _in_one_line(message: str, keys: list[str], asked: dict[str, Any]) -> tuple[str, str]:
-    """What jsonargparse says of a mistake in `asked`, as (key, problem)."""
-    if wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL):
-        names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type ([^:\n]+)", message)
-        names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
-        expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
-        got = functools.reduce(operator.getitem, wrong[1].split("."), asked)
-        got = "nothing" if got in (None, "") else got
-        problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
-        return wrong[1], f"{problem}; fix the value"
-    if not (
-        unknown := re.search(r"Group '(.*?)' does not accept option '(.*?)'|Option '(.*?)' is not accepted", message)
-    ):
-        return "settings", " ".join(message.split())
-    parts, keys = (unknown[3] or f"{unknown[1]}.{unknown[2]}").split("."), [*SECTIONS, *keys]
-    levels = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    key = next(level for level in levels if not any(f"{known}.".startswith(f"{level}.") for known in keys))
+def _in_one_line(message: str, values: dict[str, Any]) -> tuple[str, str]:
+    """What jsonargparse says of a mistake in `values`, as (key, problem)."""
+    if not (wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL)):
+        return "", " ".join(message.split())
+    names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type ([^:\n]+)", message)
+    names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
+    expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
+    got = functools.reduce(operator.getitem, wrong[1].split("."), values)
+    got = "nothing" if got in (None, "") else got
+    problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
+    return wrong[1], f"{problem}; fix the value"
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    """What to do about a key that is not there: what has taken its place, or what was meant."""
     if key in MOVED:
-        return key, MOVED[key]
+        return MOVED[key]
     section, _, name = key.rpartition(".")
-    elsewhere = [known for known in keys if known.rpartition(".")[2] == name]  # known, but in another section
-    beside = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
-    near = [f"{section}.{found}".lstrip(".") for found in difflib.get_close_matches(name, beside, n=1, cutoff=0.5)]
-    meant = elsewhere or near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return key, f"unknown{f', did you mean {meant[0]}?' if meant else ''}; fix or remove it"
+    elsewhere = [other for other in known if other.rpartition(".")[2] == name]  # known, but in another section
+    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    near = [beside[found] for found in difflib.get_close_matches(name, beside, n=1, cutoff=0.5)]
+    meant = elsewhere or near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown{f', did you mean {meant[0]}?' if meant else ''}; fix or remove it"
 
 
 def _plain(value: Any) -> Any:

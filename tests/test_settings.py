@@ -108,7 +108,7 @@ IN_A_FILE = {
     "lora inside training": ("training:\n  lora: {r: 4}\n", 2, ["training.lora: unknown, did you mean lora?"]),
     "a wrong type": ("training:\n  seed: 1\n  num_generations: 8.5\n", 3, ["training.num_generations: expected int"]),
     "a wrong key": ("prompts:\n\n  colum: query\n", 3, ["prompts.colum: unknown", "did you mean prompts.column?"]),
-    "a key that is a number": ("training:\n  1: 2\n", 2, ["a key has to be a word, not 1"]),
+    "a key that is a number": ("training:\n  1: 2\n", 2, ["training.1: unknown"]),
     "a full-width colon": ("# 日本語：\ntraining：\n  seed: 1\n", 2, ["a full-width space or colon"]),
     "a full-width space": ("training:\n\u3000seed: 1\n", 2, ["a full-width space or colon"]),
     "a tab": ("training:\n\tseed: 1\n", 2, ["not YAML: found character '\\t'"]),
