@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from harness.exits import UserError
 from harness.loading import Data, Policy, loading_problem
-from harness.rewarding import RewardError, columns, reward_functions, score
+from harness.rewarding import RewardError, columns, details, reward_functions, score
 from harness.settings import Settings
 from harness.watch import GUARDED
 
@@ -237,10 +237,14 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
 
 
+def completions_a_step(args: GRPOConfig) -> int:
+    """How many completions an optimizer step is taken on, on all processes together."""
+    return args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
 def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
     """(optimizer steps, generation calls) of a run over so many prompts."""
-    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    steps_per_call = args.generation_batch_size * args.num_iterations / per_step
+    steps_per_call = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
     epoch = prompts // (args.generation_batch_size // args.num_generations) * steps_per_call
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
     return steps, math.ceil(steps / steps_per_call)
@@ -249,7 +253,7 @@ def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
 def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data, size: Footprint) -> None:
     """What the run is about to do, as a table that a person reads in ten seconds."""
     group, sampled = args.num_generations, args.generation_batch_size
-    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    per_step = completions_a_step(args)
     steps, calls = run_length(args, len(data.train))
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
@@ -264,8 +268,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
         ("", f"at most {calls * sampled * args.max_completion_length:,} generated tokens"),
     ]
     for i, (name, entry) in enumerate(settings.rewards.items()):
-        details = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "weight")
-        rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{f' ({details})' if details else ''}"))
+        rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{details(entry)}"))
     rows.append(("", "each was called once to check it, on two completions"))
     total = sum(size.memory.values())
     parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in size.memory.items() if value >= 0.05 * GB)

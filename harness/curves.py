@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.rewarding import reward_functions, title
@@ -37,13 +38,13 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
     for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
         for run, history in runs.items():
             steps, values, spreads = _points(history, key, spread)
-            line, *others = _smoothed(values, spreads)
+            line, around = _smoothed(values), _smoothed(spreads)
             (drawn,) = axes.plot(steps, line, "." if len(steps) == 1 else "-", label=run, linewidth=1.5)
             if len(steps) > SMOOTH:
                 axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
             if spread and alone:
-                low, high = line - others[0], line + others[0]
-                axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
+                label = "± 1 standard deviation"
+                axes.fill_between(steps, line - around, line + around, alpha=0.2, linewidth=0, label=label)
             evaluated = _points(history, f"eval_{key}", None)
             if len(evaluated[0]):
                 label = "evaluation" if alone else None
@@ -76,10 +77,7 @@ def _points(history: list[dict[str, Any]], key: str, spread: str | None) -> np.n
     return np.array([[log["step"], log[key], log.get(spread) or 0] for log in logs], dtype=float).reshape(-1, 3).T
 
 
-def _smoothed(*series: np.ndarray) -> list[np.ndarray]:
+def _smoothed(values: np.ndarray) -> pd.Series:
     """Running means, shorter at the ends; as they are where there are few points."""
-    if len(series[0]) <= SMOOTH:
-        return list(series)
-    window = np.ones(len(series[0]) // 20)
-    counts = np.convolve(np.ones(len(series[0])), window, mode="same")
-    return [np.convolve(values, window, mode="same") / counts for values in series]
+    window = len(values) // 20 if len(values) > SMOOTH else 1
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean()

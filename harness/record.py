@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,10 @@ import yaml
 
 from harness.exits import UserError, write_whole
 from harness.rewarding import rewards
+from harness.settings import Settings, versions
 
 if TYPE_CHECKING:  # so that compare need not import torch
     from harness.loading import Data
-    from harness.settings import Settings
 
 # What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
 # samples from the same random state).
@@ -22,18 +21,18 @@ FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "lo
 LONGER = ("training.max_steps", "training.num_train_epochs")
 
 
-def write_record(settings: "Settings", data: "Data", output_dir: str) -> None:
+def write_record(settings: Settings, data: "Data", output_dir: str) -> None:
     """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {name: version(name) for name in ("trl", "transformers", "torch", "datasets")}
-    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards()), **versions}
+    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards())}
+    run |= versions()
     write_whole(folder / "run.json", json.dumps(run, indent=1))
     write_whole(folder / "rewards.py", _rewards())
     write_whole(folder / "config.yaml", settings.as_yaml())
 
 
-def check_same_settings(settings: "Settings", output_dir: str) -> None:
+def check_same_settings(settings: Settings, output_dir: str) -> None:
     """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
 
     More steps are no such change where the learning rate is constant: then they leave the steps before as they were.
@@ -82,7 +81,7 @@ def check_same_rewards_and_data(data: "Data", output_dir: str) -> None:
         raise UserError(f"--resume: the data are not the run's ({rows}); put them back, or start a new run")
 
 
-def note_other_rewards(settings: "Settings") -> None:
+def note_other_rewards(settings: Settings) -> None:
     """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
     for file in settings.options.config:
         theirs = file.with_name("rewards.py")

@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.card import model_card, score_words
-from harness.check import GB
+from harness.check import GB, completions_a_step
 from harness.curves import draw_curves, reward_means
 from harness.exits import RunError, write_whole
 from harness.loading import Data
@@ -45,19 +45,18 @@ def log_line(args, state, logs: dict[str, float]) -> str:
     """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut | KL 0.41 | 4,900 tokens/s`"""
     evaluation = "evaluation  " if "eval_reward" in logs else ""
     logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
-    means = {name.removesuffix("_reward"): mean for name, mean in reward_means(logs).items()}
-    scores = [f"{name} {'–' if mean is None else f'{mean:.2f}'}" for name, mean in means.items()]
+    scores = score_words(reward_means(logs), between="  ")
     length = f"{logs['completions/mean_length']:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
     parts = [
-        f"step {state.global_step}/{state.max_steps}  {evaluation}reward {logs['reward']:.2f}  {'  '.join(scores)}",
+        f"step {state.global_step}/{state.max_steps}  {evaluation}reward {logs['reward']:.2f}  {scores}",
         f"{length}, {logs['completions/clipped_ratio']:.0%} cut",
         f"KL {logs['kl']:.3g}" if logs.get("kl") is not None else "no KL",
     ]
     if not evaluation:
-        completions = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        parts.append(f"{logs['completions/mean_length'] * completions / logs['step_time']:,.0f} tokens/s")
+        tokens = logs["completions/mean_length"] * completions_a_step(args)
+        parts.append(f"{tokens / logs['step_time']:,.0f} tokens/s")
     return " | ".join(parts)
 
 
@@ -69,42 +68,47 @@ class Report(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
         self.trainer, self.settings, self.data = trainer, settings, data
-        weights = [entry["weight"] for entry in settings.rewards.values()]
-        self.weights = dict(zip(trainer.reward_func_names, weights, strict=True))
+        self.weights = dict(zip(trainer.reward_func_names, trainer.args.reward_weights, strict=True))
         self.watch = Watch(self.weights)
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, data.held_out)
-        self.before: list[dict[str, Any]] = []
-        self.after: list[dict[str, Any]] | None = None
+        functions = [reward_functions()[name] for name in settings.rewards if name in reward_functions()]
+        known = {column for function in functions for column in columns(function)}
+        self.samples = [  # the lines of samples.jsonl
+            {
+                "question": row["prompt"][-1]["content"],
+                "held_out": row["held_out"],
+                **{column: row[column] for column in sorted(known & set(row))},
+                "before": None,
+                "after": None,
+            }
+            for row in self.rows
+        ]
+        self.over = False
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
 
     def begin(self) -> None:
-        """Ask the untrained policy the questions, unless a run that is resumed now did so, and write a first card."""
+        """Ask the untrained policy the questions, and write a first card; a resumed run asks again, with one result."""
         self.watch.look_at_untrained(self.trainer.model)
-        self.before = (self.settings.options.resume and self._read_before()) or answer(self.trainer, self.rows)
+        self._ask("before")
         if self.main:
             self.write()
 
-    def _read_before(self) -> list[dict[str, Any]] | None:
-        try:
-            text = (self.folder / "samples.jsonl").read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text.splitlines()]
-        except (OSError, ValueError):
-            return None  # missing, or half a file; the untrained policy is here to be asked again
-        questions = [row["prompt"][-1]["content"] for row in self.rows]
-        return [line["before"] for line in lines] if [line["question"] for line in lines] == questions else None
+    def _ask(self, side: str) -> None:
+        for sample, answered in zip(self.samples, answer(self.trainer, self.rows), strict=True):
+            sample[side] = answered
 
     def state(self) -> dict[str, Any]:
         """What a resumed run has to know of its first part; upstream keeps it in trainer_state.json."""
-        watch = {"warnings": self.watch.warnings, "seen": sorted(self.watch.seen), "first": self.watch.first}
-        return {"args": {}, "attributes": {"seconds": self.seconds, **watch}}
+        known = {"seconds": self.seconds, "warnings": self.watch.warnings, "first": self.watch.first}
+        return {"args": {}, "attributes": known}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        kept = state.stateful_callbacks["Report"]["attributes"]
-        self.watch.warnings, self.watch.seen, self.watch.first = kept["warnings"], set(kept["seen"]), kept["first"]
-        self.start = time.monotonic() - kept["seconds"]
+        known = state.stateful_callbacks["Report"]["attributes"]
+        self.watch.warnings, self.watch.first = known["warnings"], known["first"]
+        self.start = time.monotonic() - known["seconds"]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seconds = time.monotonic() - self.start
@@ -122,8 +126,7 @@ class Report(TrainerCallback, ExportableState):
     def on_save(self, args, state, control, **kwargs):
         self.write()
 
-    def on_push_begin(self, args, state, control, **kwargs):
-        self.write()
+    on_push_begin = on_save
 
     def finish(self) -> None:
         """Ask again, write everything, print how the run ended; raises RunError where nothing was learned."""
@@ -149,10 +152,11 @@ class Report(TrainerCallback, ExportableState):
             part()
         except Exception as error:  # a report is never worth a run
             message = f"the report is incomplete: {type(error).__name__}: {error}"
-            self.watch.warn(part.__name__, self.trainer.state.global_step, message, self.main)
+            self.watch.warn(self.trainer.state, part.__name__, message)
 
     def _ask_again(self) -> None:
-        self.after = answer(self.trainer, self.rows)
+        self._ask("after")
+        self.over = True
 
     def _draw(self) -> None:
         begin = time.monotonic()
@@ -172,41 +176,26 @@ class Report(TrainerCallback, ExportableState):
             f"compare it:  {tool}.compare {folder}",
             f"go on:       {python} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder}/config.yaml "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
-            *(f"warning: {warning}" for warning in self.watch.warnings),
+            *(f"warning: {warning}" for warning in self.watch.warnings.values()),
             self._verdict(),
         ]
 
     def _verdict(self) -> str:
-        return verdict(self._samples(), self.weights)[1]
+        return verdict(self.samples, self.weights)[1]
 
-    def _shown(self) -> list[dict[str, Any]]:
+    def shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
-        return self._samples()[: len(self.settings.samples.questions) + self.settings.samples.shown]
-
-    def _samples(self) -> list[dict[str, Any]]:
-        """Each question, the columns that the rewards compare it with, and the answers to it."""
-        functions = [reward_functions()[name] for name in self.settings.rewards if name in reward_functions()]
-        known = {column for function in functions for column in columns(function)}
-        return [
-            {
-                "question": row["prompt"][-1]["content"],
-                "held_out": row["held_out"],
-                **{column: row[column] for column in sorted(known & set(row))},
-                "before": self.before[i],
-                "after": self.after[i] if self.after else None,
-            }
-            for i, row in enumerate(self.rows)
-        ]
+        return self.samples[: len(self.settings.samples.questions) + self.settings.samples.shown]
 
     def _write_samples(self) -> None:
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self._samples()]
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples]
         write_whole(self.folder / "samples.jsonl", "".join(lines))
 
     def _print_samples(self) -> None:
         table = Table(title="Before and after", show_lines=True)
         for side in ("question", "before", "after"):
             table.add_column(side, overflow="fold")
-        for sample in self._shown() if self.after else ():
+        for sample in self.shown() if self.over else ():
             sides = [sample[side] for side in ("before", "after")]
             cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in sides]
             table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
@@ -214,11 +203,9 @@ class Report(TrainerCallback, ExportableState):
 
     def _write_card(self) -> None:
         status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
-        if self.after is not None:
-            asked = sum(row["held_out"] for row in self.rows)
+        if self.over:
+            asked = sum(sample["held_out"] for sample in self.samples)
             status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        rows, warnings = self.data.in_words(), self.watch.warnings
-        card = model_card(self.trainer, self.settings, self._shown(), rows, warnings, status, self.seconds)
-        card.save(self.folder / "README.md")
+        model_card(self, status).save(self.folder / "README.md")

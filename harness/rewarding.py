@@ -79,6 +79,12 @@ def title(name: str) -> str:
     return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"
 
 
+def details(entry: dict[str, Any]) -> str:
+    """` (target_length 30, alpha 0.15)`: what an entry of the section `rewards` sets but its weight."""
+    words = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "weight")
+    return words and f" ({words})"
+
+
 def build_rewards(settings: "Settings", data_columns: list[str]) -> list[Callable | str]:
     """For each entry of the section `rewards` its function, with its settings and checked, or a reward model's name.
 

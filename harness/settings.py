@@ -184,6 +184,11 @@ def training_arguments(settings: Settings):
         raise UserError(f"{section}: {message}; fix the value") from error
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a run does."""
+    return {name: version(name) for name in ("trl", "transformers", "torch", "datasets", "peft")}
+
+
 def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, tuple[dict, dict]]:
     """(the switches and files, (content, places) of the `--section.key VALUE`s, as if they were a file)."""
     parser = argparse.ArgumentParser(
@@ -194,7 +199,6 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets", "peft"))
     parser.add_argument(
         "--config", action="append", default=[], type=Path, metavar="FILE", help="lay FILE over config.yaml"
     )
@@ -207,7 +211,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         "--keep", action="store_true", help="with --rehearse: keep the figures for the run to compare with"
     )
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
-    parser.add_argument("--version", action="version", version=versions)
+    parser.add_argument("--version", action="version", version=", ".join(map(" ".join, versions().items())))
     options, rest = parser.parse_known_args(arguments)
     if options.rehearse and (options.check or options.resume):
         raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
