@@ -199,17 +199,13 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE", help="lay FILE over config.yaml"
-    )
+    parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
     parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")
     parser.add_argument("--fit", action="store_true", help="with --rehearse: try micro-batches of 1, 2, 4, ...")
-    parser.add_argument(
-        "--keep", action="store_true", help="with --rehearse: keep the figures for the run to compare with"
-    )
+    parser.add_argument("--keep", action="store_true", help="with --rehearse: keep the figures, to compare the run")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=", ".join(map(" ".join, versions().items())))
     options, rest = parser.parse_known_args(arguments)
@@ -229,7 +225,9 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         value = value if equals else rest.pop(0)  # parsed with its key's type, so that a name may look like a number
         with suppress(yaml.YAMLError):
             value = yaml.load(value, Loader=_Loader) if value == "null" or value[:1] in ("[", "{") else value
-        parts = _parts(name[2:])
+        parts = name[2:].split(".")
+        if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
+            parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
         places |= {".".join(parts[: i + 1]): "" for i in range(len(parts))}
         content = _laid_over(content, functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value))
     return options, (content, places)
@@ -299,14 +297,6 @@ def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
     defaults = {} if isinstance(files, dict) else {"split": "train"}
     defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
     return {**defaults, **source, "path": FORMATS[ending], "data_files": files or source["path"]}
-
-
-def _parts(key: str) -> list[str]:
-    """`training.seed` -> [training, seed]; a reward model's name may hold dots: rewards.org/model-v0.1.weight."""
-    section, _, rest = key.partition(".")
-    if section == "rewards" and rest.count(".") > 1:
-        return [section, *rest.rsplit(".", 1)]
-    return key.split(".")
 
 
 def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
@@ -399,11 +389,9 @@ def _unknown(key: str, known: list[str]) -> str:
     if key in MOVED:
         return MOVED[key]
     section, _, name = key.rpartition(".")
-    elsewhere = [other for other in known if other.rpartition(".")[2] == name]  # known, but in another section
-    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
-    near = [beside[found] for found in difflib.get_close_matches(name, beside, n=1, cutoff=0.5)]
-    meant = elsewhere or near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"unknown{f', did you mean {meant[0]}?' if meant else ''}; fix or remove it"
+    names = {other.rpartition(".")[2]: other for other in sorted(known, key=lambda other: other.startswith(section))}
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"unknown{f', did you mean {names[near[0]]}?' if near else ''}; fix or remove it"
 
 
 def _plain(value: Any) -> Any:
