@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # so that compare need not import torch
 
 # What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
 # samples from the same random state).
-FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "log_", "disable_tqdm", "output_dir")
+FREE = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
+FREE += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
 LONGER = ("training.max_steps", "training.num_train_epochs")
 
 
@@ -25,8 +26,8 @@ def write_record(settings: Settings, data: "Data", output_dir: str) -> None:
     """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards())}
-    run |= versions()
+    digest = hashlib.sha256(_rewards().encode()).hexdigest()
+    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": digest, **versions()}
     write_whole(folder / "run.json", json.dumps(run, indent=1))
     write_whole(folder / "rewards.py", _rewards())
     write_whole(folder / "config.yaml", settings.as_yaml())
@@ -35,7 +36,7 @@ def write_record(settings: Settings, data: "Data", output_dir: str) -> None:
 def check_same_settings(settings: Settings, output_dir: str) -> None:
     """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
 
-    More steps are no such change where the learning rate is constant: then they leave the steps before as they were.
+    More steps are no such change where the learning rate is constant: they leave the steps before as they were.
     """
     path = Path(output_dir) / "config.yaml"
     try:
@@ -47,21 +48,19 @@ def check_same_settings(settings: Settings, output_dir: str) -> None:
     if not isinstance(old, dict):
         raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
     old, new = flat(old), flat(settings.given)
-    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
+    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE)]
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
-    if set(differ) <= set(LONGER):
-        longer = all((new.get(key) or 0) >= (old.get(key) or 0) for key in differ)
-        if longer and str(new.get("training.lr_scheduler_type")).startswith("constant"):
-            return
-        if differ and longer:
-            more = [f" --{key} {new[key] - (old.get(key) or 0)}" for key in differ]
-            raise UserError(
-                f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
-                f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
-                f"--training.output_dir {output_dir}-more{''.join(more)}"
-            )
-    if differ:
-        raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
+    more = {key: (new.get(key) or 0) - (old.get(key) or 0) for key in differ if key in LONGER}
+    longer = len(more) == len(differ) and min(more.values(), default=0) >= 0
+    if longer and (not differ or str(new.get("training.lr_scheduler_type")).startswith("constant")):
+        return
+    if longer:
+        raise UserError(
+            f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
+            f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
+            f"--training.output_dir {output_dir}-more{''.join(f' --{key} {steps}' for key, steps in more.items())}"
+        )
+    raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
 
 
 def check_same_rewards_and_data(data: "Data", output_dir: str) -> None:
@@ -73,7 +72,7 @@ def check_same_rewards_and_data(data: "Data", output_dir: str) -> None:
         raise UserError(
             f"{folder}: its run.json or rewards.py is missing or damaged ({error}); start a new run"
         ) from error
-    if _sha256(_rewards()) != run["rewards_sha256"]:
+    if old != _rewards():
         back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"
         raise UserError(f"--resume: rewards.py is not the run's: {difference(old, _rewards())}; {back}")
     if data.sha256() != run["data_sha256"]:
@@ -98,15 +97,6 @@ def difference(old: str, new: str) -> str:
 
 def _rewards() -> str:
     return Path(rewards.__file__).read_text(encoding="utf-8")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_free(key: str) -> bool:
-    section, _, name = key.partition(".")
-    return section == "samples" or (section == "training" and name.startswith(FREE))
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
