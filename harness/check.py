@@ -107,14 +107,12 @@ def check_services(settings: Settings, args: GRPOConfig) -> None:
 
 def check_generation(settings: Settings) -> None:
     """generation_kwargs that upstream would ignore, or that contradict a setting; raises UserError."""
-    given, where = settings.training.get("generation_kwargs") or {}, "training.generation_kwargs"
-    if not isinstance(given, dict):
-        raise settings.error(where, f"expected a mapping, got {given!r}; fix the value")
-    for key in given:
+    for key in settings.training.get("generation_kwargs") or {}:
+        where = f"training.generation_kwargs.{key}"
         if key in GRPOConfig.__dataclass_fields__:
-            raise settings.error(f"{where}.{key}", f"is a setting of its own; write training.{key} instead")
+            raise settings.error(where, f"is a setting of its own; write training.{key} instead")
         if not settings.training.get("use_vllm") and key not in vars(GenerationConfig()):  # vLLM knows others
-            raise settings.error(f"{where}.{key}", "unknown to transformers.GenerationConfig; fix or remove it")
+            raise settings.error(where, "unknown to transformers.GenerationConfig; fix or remove it")
 
 
 def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, data: Data) -> None:
@@ -156,10 +154,8 @@ def check_rewards(settings: Settings, built: list[Callable | str], dataset: Data
             continue
         if missing := sorted(set(columns(reward_functions()[name])) - set(dataset.column_names)):
             has = ", ".join(column for column in dataset.column_names if column != "prompt")
-            problem = (
-                f"needs the column {', '.join(missing)}, but the data have {has}; rename one (prompts.rename), or set "
-            )
-            raise settings.error(where, f"{problem}rewards.{name}: null to leave the reward out")
+            problem = f"needs the column {', '.join(missing)}, but the data have {has}; rename one (prompts.rename), "
+            raise settings.error(where, f"{problem}or set rewards.{name}: null to leave the reward out")
         if taken := sorted(set(settings.rewards[name]) & set(dataset.column_names)):
             problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
             raise settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
@@ -176,8 +172,8 @@ def check_output(settings: Settings, output_dir: str, needed: float) -> None:
     if holds_run and not settings.options.resume:
         problem = f"{output_dir} already holds a run, which is never overwritten; go on with it by --resume, remove "
         raise settings.error(key, f"{problem}the folder, or choose another with --training.output_dir")
+    new = not folder.exists()
     try:
-        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -276,8 +272,6 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     rows += [("", line) for line in _fit(total, settings)]
     rows.append(("disk", f"{size.disk / GB:.1f} GB in {args.output_dir}"))
     rows += [("", f"warning: {doubt}") for doubt in _doubts(args, policy, settings)]
-    if args.save_strategy == "no":
-        rows.append(("", "warning: save_strategy is no: a run that is stopped has lost everything"))
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, line in rows:
         table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
@@ -303,10 +297,8 @@ def rounded_away(share: float) -> str:
 def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     """Settings that run, and probably learn nothing."""
     doubts = []
-    if settings.lora and args.learning_rate < 1e-5:
-        doubts.append(
-            f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"
-        )
+    if settings.lora and (rate := args.learning_rate) < 1e-5:
+        doubts.append(f"learning_rate {rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml")
     if args.load_best_model_at_end and args.metric_for_best_model == "loss":
         doubts.append("the best checkpoint by loss says little in GRPO; name another metric_for_best_model: reward")
     if args.sync_ref_model and not args.beta:
@@ -317,6 +309,8 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
             doubts.append(rounded_away(share))
+    if args.save_strategy == "no":
+        doubts.append("save_strategy is no: a run that is stopped has lost everything")
     return doubts
 
 
@@ -329,6 +323,5 @@ def _fit(needed: float, settings: Settings) -> list[str]:
     has = torch.cuda.get_device_properties(0).total_memory
     if needed < 0.95 * has:
         return [f"the GPU has {has / GB:.0f} GB"]
-    return [
-        f"warning: the GPU has only {has / GB:.0f} GB; see what fits with --rehearse --fit, or use recipes/lora.yaml"
-    ]
+    remedy = "see what fits with --rehearse --fit, or use recipes/lora.yaml"
+    return [f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"]

@@ -25,9 +25,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
         entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
-    names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
-    names = sorted(names, key=list(entries).index) if set(names) <= set(entries) else names
-    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
+    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in reward_names(runs)] + [
         ("reward", "total reward (weighted)", "reward_std"),
         ("completions/mean_characters", "completion length (characters)", None),
         ("completions/mean_length", "completion length (tokens)", None),
@@ -69,6 +67,10 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
 def reward_means(log: dict[str, float]) -> dict[str, float]:
     """The mean of each reward in one log of TRL's, by the reward's name."""
     return {key.split("/")[1]: log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")}
+
+
+def reward_names(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    return list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
 
 
 def _points(history: list[dict[str, Any]], key: str, spread: str | None) -> np.ndarray:

@@ -49,6 +49,7 @@ STRICTER = {
         "positive float", float, [(">", 0), ("<", math.inf)]
     ),
     "learning_rate beta": FINITE("non negative float", float, [(">=", 0), ("<", math.inf)]),
+    "generation_kwargs": dict | None,
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
     "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
