@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from harness.exits import UserError
 from harness.loading import Data, Policy, loading_problem
-from harness.rewarding import RewardError, columns, details, reward_functions, score
+from harness.rewarding import RewardError, details, score
 from harness.settings import Settings
 from harness.watch import GUARDED
 
@@ -152,10 +151,6 @@ def check_rewards(settings: Settings, built: list[Callable | str], dataset: Data
             except Exception as error:  # as in load_policy
                 raise settings.error(where, loading_problem(name, error)) from error
             continue
-        if missing := sorted(set(columns(reward_functions()[name])) - set(dataset.column_names)):
-            has = ", ".join(column for column in dataset.column_names if column != "prompt")
-            problem = f"needs the column {', '.join(missing)}, but the data have {has}; rename one (prompts.rename), "
-            raise settings.error(where, f"{problem}or set rewards.{name}: null to leave the reward out")
         if taken := sorted(set(settings.rewards[name]) & set(dataset.column_names)):
             problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
             raise settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
@@ -172,17 +167,10 @@ def check_output(settings: Settings, output_dir: str, needed: float) -> None:
     if holds_run and not settings.options.resume:
         problem = f"{output_dir} already holds a run, which is never overwritten; go on with it by --resume, remove "
         raise settings.error(key, f"{problem}the folder, or choose another with --training.output_dir")
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise settings.error(key, f"{output_dir} cannot be written ({error.strerror}); choose another") from error
-    free = shutil.disk_usage(folder).free
-    if new:
-        folder.rmdir()  # --check leaves nothing
-    if free < needed:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise settings.error(key, f"{output_dir} cannot be written (no folder to write to: {there}); choose another")
+    if (free := shutil.disk_usage(there).free) < needed:
         problem = f"{needed / 1e6:,.0f} MB are needed for the model and its checkpoints, {free / 1e6:,.0f} MB are free "
         raise settings.error(key, f"{problem}in {folder}; free some, or lower save_total_limit")
 

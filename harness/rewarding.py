@@ -92,14 +92,19 @@ def details(entry: dict[str, Any]) -> str:
 def build_rewards(settings: "Settings", data_columns: list[str]) -> list[Callable | str]:
     """For each entry of the section `rewards` its function, with its settings and checked, or a reward model's name.
 
-    A reward of weight 0 that needs a column which the data do not have is left out of `settings.rewards`, and said so.
+    A reward that needs a column which the data do not have is a UserError; of weight 0 it is left out of
+    `settings.rewards`, and said so.
     """
     functions, built, entries = reward_functions(), [], {}
     for name, entry in settings.rewards.items():
-        missing = set(columns(functions[name])) - set(data_columns) if name in functions else set()
+        missing = ", ".join(sorted(set(columns(functions[name])) - set(data_columns))) if name in functions else ""
         if missing and not entry["weight"]:
-            print(f"note: {name}, of weight 0, is left out, as the data have no column {', '.join(sorted(missing))}")
+            print(f"note: {name}, of weight 0, is left out, as the data have no column {missing}")
             continue
+        if missing:
+            has = ", ".join(column for column in data_columns if column != "prompt")
+            problem = f"needs the column {missing}, but the data have {has}; rename one (prompts.rename), or set "
+            raise settings.error(f"rewards.{name}", f"{problem}rewards.{name}: null to leave the reward out")
         arguments = {key: value for key, value in entry.items() if key != "weight"}
         built.append(checked(name, functools.partial(functions[name], **arguments)) if name in functions else name)
         entries[name] = entry

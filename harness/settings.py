@@ -162,9 +162,8 @@ def training_arguments(settings: Settings):
     from peft import LoraConfig
     from trl import GRPOConfig
 
-    elsewhere = {
-        key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
-    }
+    where = ("revision", "subfolder", "token", "cache_dir")
+    elsewhere = {key: value for key, value in settings.model.items() if key in where}
     section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # the first part did that
     named = {"run_name": Path(settings.training["output_dir"]).name, "project": "train-grpo"}  # for trackers
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
