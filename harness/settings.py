@@ -280,23 +280,18 @@ def _laid_over(base: dict, overlay: dict) -> dict:
     return result
 
 
-def _ending(source: dict[str, Any]) -> str | None:
-    """The ending of the files, or of the first of them, that the section `dataset` names, if it is one of FORMATS."""
-    files = source.get("data_files") or source.get("path")
-    while isinstance(files, dict | list) and files:
-        files = next(iter(files.values() if isinstance(files, dict) else files))
-    path = Path(str(files))
-    return None if path.is_dir() else next((end for end in reversed(path.suffixes) if end in FORMATS), None)
-
-
 def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
     """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
-    ending, files = _ending(source), source.get("data_files")
-    if ending is None or (source.get("path") and files):
+    files = first = source.get("data_files") or source.get("path")
+    while isinstance(first, dict | list) and first:
+        first = next(iter(first.values() if isinstance(first, dict) else first))
+    first = Path(str(first))
+    ending = next((end for end in reversed(first.suffixes) if end in FORMATS), None)
+    if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
         return source
     defaults = {} if isinstance(files, dict) else {"split": "train"}
     defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
-    return {**defaults, **source, "path": FORMATS[ending], "data_files": files or source["path"]}
+    return {**defaults, **source, "path": FORMATS[ending], "data_files": files}
 
 
 def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
