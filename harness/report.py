@@ -68,8 +68,7 @@ class Report(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
         self.trainer, self.settings, self.data = trainer, settings, data
-        self.weights = dict(zip(trainer.reward_func_names, trainer.args.reward_weights, strict=True))
-        self.watch = Watch(self.weights)
+        self.watch = Watch(dict(zip(trainer.reward_func_names, trainer.args.reward_weights, strict=True)))
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, data.held_out)
@@ -93,8 +92,7 @@ class Report(TrainerCallback, ExportableState):
         """Ask the untrained policy the questions, and write a first card; a resumed run asks again, with one result."""
         self.watch.look_at_untrained(self.trainer.model)
         self._ask("before")
-        if self.main:
-            self.write()
+        self.write()
 
     def _ask(self, side: str) -> None:
         for sample, answered in zip(self.samples, answer(self.trainer, self.rows), strict=True):
@@ -112,8 +110,7 @@ class Report(TrainerCallback, ExportableState):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seconds = time.monotonic() - self.start
-        if self.main and time.monotonic() > self.next_drawing:
-            self._attempt(self._draw)
+        self._attempt(self._draw)
 
     def on_step_end(self, args, state, control, **kwargs):
         file = kept(self.settings)
@@ -141,11 +138,8 @@ class Report(TrainerCallback, ExportableState):
 
     def write(self) -> None:
         """The curves, samples.jsonl and the model card as of now."""
-        if self.main:
-            for part in (self._write_samples, self._write_card):
-                self._attempt(part)
-            if self.trainer.state.log_history and time.monotonic() > self.next_drawing:
-                self._attempt(self._draw)
+        for part in (self._write_samples, self._write_card, self._draw) if self.main else ():
+            self._attempt(part)
 
     def _attempt(self, part) -> None:
         try:
@@ -159,8 +153,10 @@ class Report(TrainerCallback, ExportableState):
         self.over = True
 
     def _draw(self) -> None:
-        begin = time.monotonic()
-        draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
+        begin, history = time.monotonic(), self.trainer.state.log_history
+        if not self.main or not history or begin <= self.next_drawing:
+            return
+        draw_curves({"": history}, self.settings.rewards, self.folder / "reward_curves.png")
         self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
 
     def _last_lines(self) -> list[str]:
@@ -181,7 +177,7 @@ class Report(TrainerCallback, ExportableState):
         ]
 
     def _verdict(self) -> str:
-        return verdict(self.samples, self.weights)[1]
+        return verdict(self.samples, self.watch.weights)[1]
 
     def shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
@@ -196,7 +192,7 @@ class Report(TrainerCallback, ExportableState):
         for side in ("question", "before", "after"):
             table.add_column(side, overflow="fold")
         for sample in self.shown() if self.over else ():
-            sides = [sample[side] for side in ("before", "after")]
+            sides = (sample["before"], sample["after"])
             cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in sides]
             table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
         Console(highlight=False, markup=False).print(table)
