@@ -58,10 +58,9 @@ def check_machine(settings: Settings) -> None:
     if not torch.cuda.is_available():
         raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
     if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
-        raise UserError(
-            f"machine: {count} GPUs are visible to plain python; use all of them with `accelerate launch "
-            f"--num_processes {count} train_grpo.py`, or one with CUDA_VISIBLE_DEVICES=0"
-        )
+        all_of_them = f"all of them with `accelerate launch --num_processes {count} train_grpo.py`"
+        one = "one with CUDA_VISIBLE_DEVICES=0"
+        raise UserError(f"machine: {count} GPUs are visible to plain python; use {all_of_them}, or {one}")
     half = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
     if not half and not torch.cuda.is_bf16_supported(including_emulation=False):
         problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
@@ -118,11 +117,9 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
     """Enough prompts for a first step, and room for prompt and completion in the model's context; raises UserError."""
     needed = args.generation_batch_size // args.num_generations
     if len(data.train) < needed:
-        raise UserError(
-            f"dataset: {data.in_words()}; one generation batch takes {needed} prompts (generation_batch_size "
-            f"{args.generation_batch_size} / num_generations {args.num_generations}), so nothing would be trained; "
-            "use more data, smaller batches, or a smaller samples.held_out"
-        )
+        problem = f"one generation batch takes {needed} prompts (generation_batch_size / num_generations), so nothing "
+        remedy = "use more data, smaller batches, or a smaller samples.held_out"
+        raise UserError(f"dataset: {data.in_words()}; {problem}would be trained; {remedy}")
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
     if metric := args.metric_for_best_model:

@@ -69,9 +69,8 @@ def check_same_rewards_and_data(data: "Data", output_dir: str) -> None:
     try:
         run, old = json.loads((folder / "run.json").read_text()), (folder / "rewards.py").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: its run.json or rewards.py is missing or damaged ({error}); start a new run"
-        ) from error
+        problem = f"its run.json or rewards.py is missing or damaged ({error}); start a new run"
+        raise UserError(f"{folder}: {problem}") from error
     if old != _rewards():
         back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"
         raise UserError(f"--resume: rewards.py is not the run's: {difference(old, _rewards())}; {back}")

@@ -71,10 +71,8 @@ def why_no_reward(name: str) -> str | None:
     if "/" in name or Path(name).is_dir():
         return None
     near = difflib.get_close_matches(name, functions, n=1, cutoff=0.5)
-    return (
-        f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}; it has {', '.join(functions)}; "
-        "a reward model is named by its Hub name (owner/name) or folder"
-    )
+    problem = f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}"
+    return f"{problem}; it has {', '.join(functions)}; a reward model goes by its Hub name (owner/name) or folder"
 
 
 def title(name: str) -> str:

@@ -44,9 +44,8 @@ class Watch(TrainerCallback):
             return
         trained = [name for name, weight in self.weights.items() if weight]
         if self._lasts("unscored", all(logs.get(f"rewards/{name}/mean") is None for name in trained), times=3):
-            raise RunError(
-                f"{', '.join(trained)}: None for every completion, three logs in a row; fix it in rewards.py"
-            )
+            problem = "None for every completion, three logs in a row; fix it in rewards.py"
+            raise RunError(f"{', '.join(trained)}: {problem}")
         for cause, message in self._looks_wrong(logs):
             self.warn(state, cause, message)
 
