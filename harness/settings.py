@@ -41,19 +41,19 @@ MOVED = {  # upstream's keys that are set elsewhere here
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
 FINITE = kinds.restricted_number_type
+POSITIVE = FINITE("positive float", float, [(">", 0), ("<", math.inf)])
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
     "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
-    "temperature num_train_epochs logging_steps save_steps": FINITE(
-        "positive float", float, [(">", 0), ("<", math.inf)]
-    ),
+    "temperature num_train_epochs logging_steps save_steps": POSITIVE,
     "learning_rate beta": FINITE("non negative float", float, [(">=", 0), ("<", math.inf)]),
     "generation_kwargs": dict | None,
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
     "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
-UNSEEN = {
+NUMBER = FINITE("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])  # a reward's weight
+UNSEEN = {  # what from_pretrained takes through **kwargs: the usual ones
     "dtype": Literal["auto", "float32", "bfloat16", "float16"],
     "attn_implementation": str | None,
     "quantization_config": dict | None,
@@ -313,7 +313,7 @@ def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
             parsed = parsers[part].parse_object(values)
         except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
             key, problem = _in_one_line(str(error), values)
-            raise _error(places, f"{part}.{key}", problem) from None
+            raise _error(places, f"{part}.{key}".rstrip("."), problem) from None
         return {key: _plain(parsed[key]) for key in values}
 
     given = dict.fromkeys(SECTIONS)
@@ -346,23 +346,24 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
     if (path := merged["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
         options = dict.fromkeys(vars(getattr(module, f"{path.capitalize()}Config")()), Any)
-    functions = {f"rewards.{name}": reward_functions().get(name, lambda: None) for name in merged["rewards"]}
-
-    passed_to = {"model": PreTrainedModel.from_pretrained, "dataset": load_dataset, "prompts": Prompts}
-    passed_to |= {"training": GRPOConfig, "lora": LoraConfig, "samples": Samples} | functions
-    not_ours = {"model": {"config"}, "dataset": {"features", "download_config"}}
-    not_ours |= {"training": {key.removeprefix("training.") for key in MOVED}}
-    not_ours |= {part: {"prompts", "completions", *columns(function)} for part, function in functions.items()}
-    # What is stricter than the signature, or goes through **kwargs, where no signature shows it: the usual ones.
-    more = {"model": UNSEEN, "dataset": options, "training": stricter}
-    more |= {part: {"weight": FINITE("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])} for part in functions}
+    parts = {  # what it is passed to; parameters that are not the user's; types stricter than its own, or unseen in it
+        "model": (PreTrainedModel.from_pretrained, {"config"}, UNSEEN),
+        "dataset": (load_dataset, {"features", "download_config"}, options),
+        "prompts": (Prompts, set(), {}),
+        "training": (GRPOConfig, {key.removeprefix("training.") for key in MOVED}, stricter),
+        "lora": (LoraConfig, set(), {}),
+        "samples": (Samples, set(), {}),
+    }
+    for name in merged["rewards"]:
+        function = reward_functions().get(name, lambda: None)
+        parts[f"rewards.{name}"] = (function, {"prompts", "completions", *columns(function)}, {"weight": NUMBER})
     parsers = {}
-    for part, function in passed_to.items():
-        parsers[part] = ArgumentParser(exit_on_error=False, add_help=False)
-        skip = {*not_ours.get(part, ()), *more.get(part, ())} & set(inspect.signature(function).parameters)
-        parsers[part].add_function_arguments(function, skip=skip)
-        for key, kind in more.get(part, {}).items():
-            parsers[part].add_argument(f"--{key}", type=kind)
+    for part, (function, not_ours, types) in parts.items():
+        parser = parsers[part] = ArgumentParser(exit_on_error=False, add_help=False)
+        skip = {*not_ours, *types} & set(inspect.signature(function).parameters)
+        parser.add_function_arguments(function, skip=skip)
+        for key, kind in types.items():
+            parser.add_argument(f"--{key}", type=kind)
     return parsers
 
 
