@@ -271,13 +271,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return content or {}, places
 
 
-def _laid_over(base: dict, overlay: dict) -> dict:
+def _laid_over(base: Any, overlay: Any) -> Any:
     """`overlay` over `base`, mapping by mapping, so that a few lines change a few values."""
-    result = dict(base)
-    for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _laid_over(result[key], value) if both else value
-    return result
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return base | {key: _laid_over(base.get(key), value) for key, value in overlay.items()}
 
 
 def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
