@@ -23,6 +23,8 @@ class Watch(TrainerCallback):
 
     def __init__(self, weights: dict[str, float]):
         self.weights = weights
+        self.trained = [name for name, weight in weights.items() if weight]
+        self.canaries = [name for name, weight in weights.items() if not weight]
         self.warnings: dict[str, str] = {}  # by cause
         self.first: dict[str, float] = {}  # what a log said when it was first seen
         self.lasting: dict[str, int] = {}  # by cause, for how many logs in a row it has been seen
@@ -42,21 +44,17 @@ class Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in logs:
             return
-        trained = [name for name, weight in self.weights.items() if weight]
-        if self._lasts("unscored", all(logs.get(f"rewards/{name}/mean") is None for name in trained), times=3):
+        if self._lasts("unscored", all(logs.get(f"rewards/{name}/mean") is None for name in self.trained), times=3):
             problem = "None for every completion, three logs in a row; fix it in rewards.py"
-            raise RunError(f"{', '.join(trained)}: {problem}")
+            raise RunError(f"{', '.join(self.trained)}: {problem}")
         for cause, message in self._looks_wrong(logs):
             self.warn(state, cause, message)
 
     def _looks_wrong(self, logs: dict[str, float]) -> Iterator[tuple[str, str]]:
         """(cause, message) of each."""
         # A group in which all completions score alike teaches nothing. TRL's share is of the weighted sum.
-        flat = {
-            name: logs.get(f"rewards/{name}/flat_groups", logs["frac_reward_zero_std"])
-            for name, weight in self.weights.items()
-            if weight
-        }
+        all_alike = logs["frac_reward_zero_std"]
+        flat = {name: logs.get(f"rewards/{name}/flat_groups", all_alike) for name in self.trained}
         if min(flat.values()) > 0.5:
             shares = ", ".join(f"{name} in {share:.0%} of them" for name, share in flat.items())
             yield "groups", f"most groups carry no signal, as all completions score alike: {shares}"
@@ -72,9 +70,8 @@ class Watch(TrainerCallback):
         if entropy is not None and entropy < self.first.setdefault("entropy", entropy) / 10:
             problem = f"entropy fell from {self.first['entropy']:.2f} to {entropy:.2g} nats a token"
             yield "entropy", f"{problem}: a group's answers become the same; raise temperature or beta"
-        for name, weight in self.weights.items():
-            mean = logs.get(f"rewards/{name}/mean")
-            if weight or mean is None:
+        for name in self.canaries:
+            if (mean := logs.get(f"rewards/{name}/mean")) is None:
                 continue
             first = self.first.setdefault(name, mean)
             if first > 0 and mean < first / 2:
@@ -87,7 +84,7 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Add the metric of recipes/best.yaml: the total reward; below all rewards where a canary has fallen."""
-        keys = [f"eval_rewards/{name}/mean" for name, weight in self.weights.items() if not weight]
+        keys = [f"eval_rewards/{name}/mean" for name in self.canaries]
         canaries = {key: metrics[key] for key in keys if metrics.get(key) is not None}  # None: it applied to no row
         fall = max((self.first.setdefault(key, mean) - mean for key, mean in canaries.items()), default=0)
         metrics[f"eval_{GUARDED}"] = metrics["eval_reward"] if fall <= CANARY_FALL else -HUGE * fall
