@@ -317,7 +317,7 @@ def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
     given = dict.fromkeys(SECTIONS)
     for section, values in merged.items():
         if section not in SECTIONS:
-            raise _error(places, section, _unknown(str(section), known))
+            raise _error(places, str(section), _unknown(str(section), known))
         if section == "rewards":
             given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in values.items()}
         elif values is not None:
@@ -384,7 +384,8 @@ def _unknown(key: str, known: list[str]) -> str:
         return MOVED[key]
     section, _, name = key.rpartition(".")
     names = {other.rpartition(".")[2]: other for other in sorted(known, key=lambda other: other.startswith(section))}
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    beside = [last for last, other in names.items() if other.startswith(section)]
+    near = [name] if name in names else difflib.get_close_matches(name, beside, n=1, cutoff=0.5)
     return f"unknown{f', did you mean {names[near[0]]}?' if near else ''}; fix or remove it"
 
 
