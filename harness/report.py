@@ -89,13 +89,23 @@ class Report(TrainerCallback, ExportableState):
         self.seconds = 0.0
 
     def begin(self) -> None:
-        """Ask the untrained policy the questions, and write a first card; a resumed run asks again, with one result."""
+        """Ask the untrained policy the questions, unless a run that is resumed now did so, and write a first card."""
         self.watch.look_at_untrained(self.trainer.model)
-        self._ask("before")
+        asked = self._read_before() if self.settings.options.resume else None
+        self._fill("before", asked or answer(self.trainer, self.rows))
         self.write()
 
-    def _ask(self, side: str) -> None:
-        for sample, answered in zip(self.samples, answer(self.trainer, self.rows), strict=True):
+    def _read_before(self) -> list[dict[str, Any]] | None:
+        try:
+            text = (self.folder / "samples.jsonl").read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines()]
+        except (OSError, ValueError):
+            return None  # missing, or half a file; the untrained policy is here to be asked again
+        same = [line["question"] for line in lines] == [sample["question"] for sample in self.samples]
+        return [line["before"] for line in lines] if same else None
+
+    def _fill(self, side: str, answers: list[dict[str, Any]]) -> None:
+        for sample, answered in zip(self.samples, answers, strict=True):
             sample[side] = answered
 
     def state(self) -> dict[str, Any]:
@@ -149,7 +159,7 @@ class Report(TrainerCallback, ExportableState):
             self.watch.warn(self.trainer.state, part.__name__, message)
 
     def _ask_again(self) -> None:
-        self._ask("after")
+        self._fill("after", answer(self.trainer, self.rows))
         self.over = True
 
     def _draw(self) -> None:
