@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +25,8 @@ from trl import GRPOConfig, GRPOTrainer
 from harness.checkpoints import on_first_process
 from harness.exits import UserError
 from harness.loading import Data, Policy, loading_problem
-from harness.rewarding import RewardError, columns, reward_functions, score
+from harness.record import completions_a_step
+from harness.rewarding import RewardError, details, score
 from harness.settings import Settings
 from harness.watch import GUARDED
 
@@ -62,10 +62,9 @@ def check_machine(settings: Settings) -> None:
     if not torch.cuda.is_available():
         raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
     if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
-        raise UserError(
-            f"machine: {count} GPUs are visible to plain python; use all of them with `python -m harness.launch "
-            f"--num_processes {count} train_grpo.py`, or one with CUDA_VISIBLE_DEVICES=0"
-        )
+        all_of_them = f"all of them with `python -m harness.launch --num_processes {count} train_grpo.py`"
+        one = "one with CUDA_VISIBLE_DEVICES=0"
+        raise UserError(f"machine: {count} GPUs are visible to plain python; use {all_of_them}, or {one}")
     half = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
     if not half and not torch.cuda.is_bf16_supported(including_emulation=False):
         problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
@@ -110,25 +109,21 @@ def check_services(settings: Settings, args: GRPOConfig) -> None:
 
 def check_generation(settings: Settings) -> None:
     """generation_kwargs that upstream would ignore, or that contradict a setting; raises UserError."""
-    given, where = settings.training.get("generation_kwargs") or {}, "training.generation_kwargs"
-    if not isinstance(given, dict):
-        raise settings.error(where, f"expected a mapping, got {given!r}; fix the value")
-    for key in given:
+    for key in settings.training.get("generation_kwargs") or {}:
+        where = f"training.generation_kwargs.{key}"
         if key in GRPOConfig.__dataclass_fields__:
-            raise settings.error(f"{where}.{key}", f"is a setting of its own; write training.{key} instead")
+            raise settings.error(where, f"is a setting of its own; write training.{key} instead")
         if not settings.training.get("use_vllm") and key not in vars(GenerationConfig()):  # vLLM knows others
-            raise settings.error(f"{where}.{key}", "unknown to transformers.GenerationConfig; fix or remove it")
+            raise settings.error(where, "unknown to transformers.GenerationConfig; fix or remove it")
 
 
 def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, data: Data) -> None:
     """Enough prompts for a first step, and room for prompt and completion in the model's context; raises UserError."""
     needed = args.generation_batch_size // args.num_generations
     if len(data.train) < needed:
-        raise UserError(
-            f"dataset: {data.in_words()}; one generation batch takes {needed} prompts (generation_batch_size "
-            f"{args.generation_batch_size} / num_generations {args.num_generations}), so nothing would be trained; "
-            "use more data, smaller batches, or a smaller samples.held_out"
-        )
+        problem = f"one generation batch takes {needed} prompts (generation_batch_size / num_generations), so nothing "
+        remedy = "use more data, smaller batches, or a smaller samples.held_out"
+        raise UserError(f"dataset: {data.in_words()}; {problem}would be trained; {remedy}")
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
     if metric := args.metric_for_best_model:
@@ -157,12 +152,6 @@ def check_rewards(settings: Settings, built: list[Callable | str], dataset: Data
             except Exception as error:  # as in load_policy
                 raise settings.error(where, loading_problem(name, error)) from error
             continue
-        if missing := sorted(set(columns(reward_functions()[name])) - set(dataset.column_names)):
-            has = ", ".join(column for column in dataset.column_names if column != "prompt")
-            problem = (
-                f"needs the column {', '.join(missing)}, but the data have {has}; rename one (prompts.rename), or set "
-            )
-            raise settings.error(where, f"{problem}rewards.{name}: null to leave the reward out")
         if taken := sorted(set(settings.rewards[name]) & set(dataset.column_names)):
             problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
             raise settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
@@ -179,17 +168,10 @@ def check_output(settings: Settings, output_dir: str, needed: float) -> None:
     if holds_run and not settings.options.resume:
         problem = f"{output_dir} already holds a run, which is never overwritten; go on with it by --resume, remove "
         raise settings.error(key, f"{problem}the folder, or choose another with --training.output_dir")
-    try:
-        new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise settings.error(key, f"{output_dir} cannot be written ({error.strerror}); choose another") from error
-    free = shutil.disk_usage(folder).free
-    if new:
-        folder.rmdir()  # --check leaves nothing
-    if free < needed:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise settings.error(key, f"{output_dir} cannot be written (no folder to write to: {there}); choose another")
+    if (free := shutil.disk_usage(there).free) < needed:
         problem = f"{needed / 1e6:,.0f} MB are needed for the model and its checkpoints, {free / 1e6:,.0f} MB are free "
         raise settings.error(key, f"{problem}in {folder}; free some, or lower save_total_limit")
 
@@ -257,8 +239,7 @@ def engines(args: GRPOConfig) -> tuple[bool, int]:
 
 def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
     """(optimizer steps, generation calls) of a run over so many prompts."""
-    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    steps_per_call = args.generation_batch_size * args.num_iterations / per_step
+    steps_per_call = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
     epoch = prompts // (args.generation_batch_size // args.num_generations) * steps_per_call
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
     return steps, math.ceil(steps / steps_per_call)
@@ -267,7 +248,7 @@ def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
 def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data, size: Footprint) -> None:
     """What the run is about to do, as a table that a person reads in ten seconds."""
     group, sampled = args.num_generations, args.generation_batch_size
-    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    per_step = completions_a_step(args)
     steps, calls = run_length(args, len(data.train))
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
@@ -283,8 +264,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
         ("", f"at most {calls * sampled * args.max_completion_length:,} generated tokens"),
     ]
     for i, (name, entry) in enumerate(settings.rewards.items()):
-        details = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "weight")
-        rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{f' ({details})' if details else ''}"))
+        rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{details(entry)}"))
     rows.append(("", "each was called once to check it, on two completions"))
     total = sum(size.memory.values())
     parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in size.memory.items() if value >= 0.05 * GB)
@@ -292,8 +272,6 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     rows += [("", line) for line in _fit(total, settings)]
     rows.append(("disk", f"{size.disk / GB:.1f} GB in {args.output_dir}"))
     rows += [("", f"warning: {doubt}") for doubt in _doubts(args, policy, settings)]
-    if args.save_strategy == "no":
-        rows.append(("", "warning: save_strategy is no: a run that is stopped has lost everything"))
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, line in rows:
         table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
@@ -319,10 +297,8 @@ def rounded_away(share: float) -> str:
 def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     """Settings that run, and probably learn nothing."""
     doubts = []
-    if settings.lora and args.learning_rate < 1e-5:
-        doubts.append(
-            f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"
-        )
+    if settings.lora and (rate := args.learning_rate) < 1e-5:
+        doubts.append(f"learning_rate {rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml")
     if args.load_best_model_at_end and args.metric_for_best_model == "loss":
         doubts.append("the best checkpoint by loss says little in GRPO; name another metric_for_best_model: reward")
     if args.sync_ref_model and not args.beta:
@@ -333,6 +309,8 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
             doubts.append(rounded_away(share))
+    if args.save_strategy == "no":
+        doubts.append("save_strategy is no: a run that is stopped has lost everything")
     return doubts
 
 
@@ -345,6 +323,5 @@ def _fit(needed: float, settings: Settings) -> list[str]:
     has = torch.cuda.get_device_properties(0).total_memory
     if needed < 0.95 * has:
         return [f"the GPU has {has / GB:.0f} GB"]
-    return [
-        f"warning: the GPU has only {has / GB:.0f} GB; see what fits with --rehearse --fit, or use recipes/lora.yaml"
-    ]
+    remedy = "see what fits with --rehearse --fit, or use recipes/lora.yaml"
+    return [f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"]

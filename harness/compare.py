@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python PATH/harness/compare.py` from any folder
-from harness.curves import draw_curves, reward_means
+from harness.curves import draw_curves, reward_names
 from harness.exits import UserError, exit_status
 from harness.record import difference, flat
 from harness.verdict import interval, verdict
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     if (png := options.output) and (png.suffix != ".png" or not png.absolute().parent.is_dir()):
         raise UserError(f"-o {png}: name a .png file in a folder that is there")
     runs = {str(folder): read_run(folder) for folder in options.folders}
-    names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
+    names = reward_names(runs)
     console = Console(markup=False, highlight=False)  # code of a reward may look like markup
     console.print(training_table(runs, names))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.rewarding import reward_functions, title
@@ -24,9 +25,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
         entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
-    names = list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
-    names = sorted(names, key=list(entries).index) if set(names) <= set(entries) else names
-    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
+    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in reward_names(runs)] + [
         ("reward", "total reward (weighted)", "reward_std"),
         ("completions/mean_characters", "completion length (characters)", None),
         ("completions/mean_length", "completion length (tokens)", None),
@@ -37,13 +36,13 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
     for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
         for run, history in runs.items():
             steps, values, spreads = _points(history, key, spread)
-            line, *others = _smoothed(values, spreads)
+            line, around = _smoothed(values), _smoothed(spreads)
             (drawn,) = axes.plot(steps, line, "." if len(steps) == 1 else "-", label=run, linewidth=1.5)
             if len(steps) > SMOOTH:
                 axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
             if spread and alone:
-                low, high = line - others[0], line + others[0]
-                axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
+                label = "± 1 standard deviation"
+                axes.fill_between(steps, line - around, line + around, alpha=0.2, linewidth=0, label=label)
             evaluated = _points(history, f"eval_{key}", None)
             if len(evaluated[0]):
                 label = "evaluation" if alone else None
@@ -70,16 +69,17 @@ def reward_means(log: dict[str, float]) -> dict[str, float]:
     return {key.split("/")[1]: log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")}
 
 
+def reward_names(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    return list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
+
+
 def _points(history: list[dict[str, Any]], key: str, spread: str | None) -> np.ndarray:
     """(3, points): step, value and spread of each log that has the key."""
     logs = [log for log in history if log.get(key) is not None]
     return np.array([[log["step"], log[key], log.get(spread) or 0] for log in logs], dtype=float).reshape(-1, 3).T
 
 
-def _smoothed(*series: np.ndarray) -> list[np.ndarray]:
+def _smoothed(values: np.ndarray) -> pd.Series:
     """Running means, shorter at the ends; as they are where there are few points."""
-    if len(series[0]) <= SMOOTH:
-        return list(series)
-    window = np.ones(len(series[0]) // 20)
-    counts = np.convolve(np.ones(len(series[0])), window, mode="same")
-    return [np.convolve(values, window, mode="same") / counts for values in series]
+    window = len(values) // 20 if len(values) > SMOOTH else 1
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean()

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,35 +10,36 @@ import yaml
 
 from harness.exits import UserError, write_whole
 from harness.rewarding import rewards
+from harness.settings import Settings, versions
 
 if TYPE_CHECKING:  # so that compare need not import torch
     from trl import GRPOConfig
 
     from harness.loading import Data
-    from harness.settings import Settings
 
 # What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
 # samples from the same random state).
-FREE = ("logging_", "save_", "report_to", "run_name", "hub_", "push_to_hub", "log_", "disable_tqdm", "output_dir")
+FREE = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
+FREE += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
 LONGER = ("training.max_steps", "training.num_train_epochs")
 
 
-def write_record(settings: "Settings", args: "GRPOConfig", data: "Data") -> None:
+def write_record(settings: Settings, args: "GRPOConfig", data: "Data") -> None:
     """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {name: version(name) for name in ("trl", "transformers", "torch", "datasets")}
-    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": _sha256(_rewards())}
-    run |= {"processes": args.world_size, "step_completions": completions_a_step(args)} | versions
+    digest = hashlib.sha256(_rewards().encode()).hexdigest()
+    run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": digest}
+    run |= {"processes": args.world_size, "step_completions": completions_a_step(args)} | versions()
     write_whole(folder / "run.json", json.dumps(run, indent=1))
     write_whole(folder / "rewards.py", _rewards())
     write_whole(folder / "config.yaml", settings.as_yaml())
 
 
-def check_same_settings(settings: "Settings", output_dir: str) -> None:
+def check_same_settings(settings: Settings, output_dir: str) -> None:
     """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
 
-    More steps are no such change where the learning rate is constant: then they leave the steps before as they were.
+    More steps are no such change where the learning rate is constant: they leave the steps before as they were.
     """
     path = Path(output_dir) / "config.yaml"
     try:
@@ -51,21 +51,19 @@ def check_same_settings(settings: "Settings", output_dir: str) -> None:
     if not isinstance(old, dict):
         raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
     old, new = flat(old), flat(settings.given)
-    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _is_free(key)]
+    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE)]
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
-    if set(differ) <= set(LONGER):
-        longer = all((new.get(key) or 0) >= (old.get(key) or 0) for key in differ)
-        if longer and str(new.get("training.lr_scheduler_type")).startswith("constant"):
-            return
-        if differ and longer:
-            more = [f" --{key} {new[key] - (old.get(key) or 0)}" for key in differ]
-            raise UserError(
-                f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
-                f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
-                f"--training.output_dir {output_dir}-more{''.join(more)}"
-            )
-    if differ:
-        raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
+    more = {key: (new.get(key) or 0) - (old.get(key) or 0) for key in differ if key in LONGER}
+    longer = len(more) == len(differ) and min(more.values(), default=0) >= 0
+    if longer and (not differ or str(new.get("training.lr_scheduler_type")).startswith("constant")):
+        return
+    if longer:
+        raise UserError(
+            f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
+            f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
+            f"--training.output_dir {output_dir}-more{''.join(f' --{key} {steps}' for key, steps in more.items())}"
+        )
+    raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
 
 
 def completions_a_step(args: "GRPOConfig") -> int:
@@ -79,9 +77,8 @@ def check_same_run(args: "GRPOConfig", data: "Data") -> None:
     try:
         run, old = json.loads((folder / "run.json").read_text()), (folder / "rewards.py").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: its run.json or rewards.py is missing or damaged ({error}); start a new run"
-        ) from error
+        problem = f"its run.json or rewards.py is missing or damaged ({error}); start a new run"
+        raise UserError(f"{folder}: {problem}") from error
     if (then := run.get("processes", args.world_size)) != args.world_size:
         now, was = completions_a_step(args), run["step_completions"]
         how = f"python -m harness.launch --num_processes {then} train_grpo.py" if then > 1 else "python train_grpo.py"
@@ -89,7 +86,7 @@ def check_same_run(args: "GRPOConfig", data: "Data") -> None:
             f"--resume: the run had {_processes(then)} and {was} completions a step; {_processes(args.world_size)} "
             f"{'makes' if args.world_size == 1 else 'make'} {now}; go on with {how}"
         )
-    if _sha256(_rewards()) != run["rewards_sha256"]:
+    if old != _rewards():
         back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"
         raise UserError(f"--resume: rewards.py is not the run's: {difference(old, _rewards())}; {back}")
     if data.sha256() != run["data_sha256"]:
@@ -97,7 +94,7 @@ def check_same_run(args: "GRPOConfig", data: "Data") -> None:
         raise UserError(f"--resume: the data are not the run's ({rows}); put them back, or start a new run")
 
 
-def note_other_rewards(settings: "Settings") -> None:
+def note_other_rewards(settings: Settings) -> None:
     """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
     for file in settings.options.config:
         theirs = file.with_name("rewards.py")
@@ -118,15 +115,6 @@ def _processes(number: int) -> str:
 
 def _rewards() -> str:
     return Path(rewards.__file__).read_text(encoding="utf-8")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_free(key: str) -> bool:
-    section, _, name = key.partition(".")
-    return section == "samples" or (section == "training" and name.startswith(FREE))
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from harness.check import GB, Footprint, moved_share, rounded_away, rounds_by_ch
 from harness.exits import RunError, UserError
 from harness.loading import Data
 from harness.rewarding import FLAT
-from harness.settings import Settings
+from harness.settings import Settings, versions
 from harness.trainer import Trainer
 
 WORST_STEPS = 3
@@ -104,7 +103,7 @@ def rehearse(trainer: Trainer, settings: Settings, data: Data, size: Footprint) 
         "calculated_bytes": sum(size.memory.values()),
         "moved_share": moved_share(trained, args.learning_rate),
         "device": torch.cuda.get_device_name() if CUDA else "CPU",
-        **{name: version(name) for name in ("trl", "transformers", "torch")},
+        **versions(),
     }
     if trainer.is_world_process_zero():
         _print(figures, args, settings.options.price)

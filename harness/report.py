@@ -22,6 +22,7 @@ from harness.check import GB
 from harness.curves import draw_curves, reward_means
 from harness.exits import RunError, write_whole
 from harness.loading import Data
+from harness.record import completions_a_step
 from harness.rehearse import kept, memory_in_use
 from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
@@ -45,19 +46,18 @@ def log_line(args, state, logs: dict[str, float]) -> str:
     """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut | KL 0.41 | 4,900 tokens/s`"""
     evaluation = "evaluation  " if "eval_reward" in logs else ""
     logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
-    means = {name.removesuffix("_reward"): mean for name, mean in reward_means(logs).items()}
-    scores = [f"{name} {'–' if mean is None else f'{mean:.2f}'}" for name, mean in means.items()]
+    scores = score_words(reward_means(logs), between="  ")
     length = f"{logs['completions/mean_length']:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
     parts = [
-        f"step {state.global_step}/{state.max_steps}  {evaluation}reward {logs['reward']:.2f}  {'  '.join(scores)}",
+        f"step {state.global_step}/{state.max_steps}  {evaluation}reward {logs['reward']:.2f}  {scores}",
         f"{length}, {logs['completions/clipped_ratio']:.0%} cut",
         f"KL {logs['kl']:.3g}" if logs.get("kl") is not None else "no KL",
     ]
     if not evaluation:
-        completions = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        parts.append(f"{logs['completions/mean_length'] * completions / logs['step_time']:,.0f} tokens/s")
+        tokens = logs["completions/mean_length"] * completions_a_step(args)
+        parts.append(f"{tokens / logs['step_time']:,.0f} tokens/s")
     return " | ".join(parts)
 
 
@@ -69,23 +69,32 @@ class Report(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
         self.trainer, self.settings, self.data = trainer, settings, data
-        weights = [entry["weight"] for entry in settings.rewards.values()]
-        self.weights = dict(zip(trainer.reward_func_names, weights, strict=True))
-        self.watch = Watch(self.weights)
+        self.watch = Watch(dict(zip(trainer.reward_func_names, trainer.args.reward_weights, strict=True)))
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, data.held_out)
-        self.before: list[dict[str, Any]] = []
-        self.after: list[dict[str, Any]] | None = None
+        functions = [reward_functions()[name] for name in settings.rewards if name in reward_functions()]
+        known = {column for function in functions for column in columns(function)}
+        self.samples = [  # the lines of samples.jsonl
+            {
+                "question": row["prompt"][-1]["content"],
+                "held_out": row["held_out"],
+                **{column: row[column] for column in sorted(known & set(row))},
+                "before": None,
+                "after": None,
+            }
+            for row in self.rows
+        ]
+        self.over = False
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
 
     def begin(self) -> None:
         """Ask the untrained policy the questions, unless a run that is resumed now did so, and write a first card."""
         self.watch.look_at_untrained(self.trainer.model)
-        self.before = (self.settings.options.resume and self._read_before()) or answer(self.trainer, self.rows)
-        if self.main:
-            self.write()
+        asked = self._read_before() if self.settings.options.resume else None
+        self._fill("before", asked or answer(self.trainer, self.rows))
+        self.write()
 
     def _read_before(self) -> list[dict[str, Any]] | None:
         try:
@@ -93,23 +102,26 @@ class Report(TrainerCallback, ExportableState):
             lines = [json.loads(line) for line in text.splitlines()]
         except (OSError, ValueError):
             return None  # missing, or half a file; the untrained policy is here to be asked again
-        questions = [row["prompt"][-1]["content"] for row in self.rows]
-        return [line["before"] for line in lines] if [line["question"] for line in lines] == questions else None
+        same = [line["question"] for line in lines] == [sample["question"] for sample in self.samples]
+        return [line["before"] for line in lines] if same else None
+
+    def _fill(self, side: str, answers: list[dict[str, Any]]) -> None:
+        for sample, answered in zip(self.samples, answers, strict=True):
+            sample[side] = answered
 
     def state(self) -> dict[str, Any]:
         """What a resumed run has to know of its first part; upstream keeps it in trainer_state.json."""
-        watch = {"warnings": self.watch.warnings, "seen": sorted(self.watch.seen), "first": self.watch.first}
-        return {"args": {}, "attributes": {"seconds": self.seconds, **watch}}
+        known = {"seconds": self.seconds, "warnings": self.watch.warnings, "first": self.watch.first}
+        return {"args": {}, "attributes": known}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        kept = state.stateful_callbacks["Report"]["attributes"]
-        self.watch.warnings, self.watch.seen, self.watch.first = kept["warnings"], set(kept["seen"]), kept["first"]
-        self.start = time.monotonic() - kept["seconds"]
+        known = state.stateful_callbacks["Report"]["attributes"]
+        self.watch.warnings, self.watch.first = known["warnings"], known["first"]
+        self.start = time.monotonic() - known["seconds"]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seconds = time.monotonic() - self.start
-        if self.main and time.monotonic() > self.next_drawing:
-            self._attempt(self._draw)
+        self._attempt(self._draw)
 
     def on_step_end(self, args, state, control, **kwargs):
         file = kept(self.settings)
@@ -122,8 +134,7 @@ class Report(TrainerCallback, ExportableState):
     def on_save(self, args, state, control, **kwargs):
         self.write()
 
-    def on_push_begin(self, args, state, control, **kwargs):
-        self.write()
+    on_push_begin = on_save
 
     def finish(self) -> None:
         """Ask again, write everything, print how the run ended; raises RunError where nothing was learned."""
@@ -138,25 +149,25 @@ class Report(TrainerCallback, ExportableState):
 
     def write(self) -> None:
         """The curves, samples.jsonl and the model card as of now."""
-        if self.main:
-            for part in (self._write_samples, self._write_card):
-                self._attempt(part)
-            if self.trainer.state.log_history and time.monotonic() > self.next_drawing:
-                self._attempt(self._draw)
+        for part in (self._write_samples, self._write_card, self._draw) if self.main else ():
+            self._attempt(part)
 
     def _attempt(self, part) -> None:
         try:
             part()
         except Exception as error:  # a report is never worth a run
             message = f"the report is incomplete: {type(error).__name__}: {error}"
-            self.watch.warn(part.__name__, self.trainer.state.global_step, message, self.main)
+            self.watch.warn(self.trainer.state, part.__name__, message)
 
     def _ask_again(self) -> None:
-        self.after = answer(self.trainer, self.rows)
+        self._fill("after", answer(self.trainer, self.rows))
+        self.over = True
 
     def _draw(self) -> None:
-        begin = time.monotonic()
-        draw_curves({"": self.trainer.state.log_history}, self.settings.rewards, self.folder / "reward_curves.png")
+        begin, history = time.monotonic(), self.trainer.state.log_history
+        if not self.main or not history or begin <= self.next_drawing:
+            return
+        draw_curves({"": history}, self.settings.rewards, self.folder / "reward_curves.png")
         self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
 
     def _last_lines(self) -> list[str]:
@@ -172,53 +183,36 @@ class Report(TrainerCallback, ExportableState):
             f"compare it:  {tool}.compare {folder}",
             f"go on:       {python} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder}/config.yaml "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
-            *(f"warning: {warning}" for warning in self.watch.warnings),
+            *(f"warning: {warning}" for warning in self.watch.warnings.values()),
             self._verdict(),
         ]
 
     def _verdict(self) -> str:
-        return verdict(self._samples(), self.weights)[1]
+        return verdict(self.samples, self.watch.weights)[1]
 
-    def _shown(self) -> list[dict[str, Any]]:
+    def shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
-        return self._samples()[: len(self.settings.samples.questions) + self.settings.samples.shown]
-
-    def _samples(self) -> list[dict[str, Any]]:
-        """Each question, the columns that the rewards compare it with, and the answers to it."""
-        functions = [reward_functions()[name] for name in self.settings.rewards if name in reward_functions()]
-        known = {column for function in functions for column in columns(function)}
-        return [
-            {
-                "question": row["prompt"][-1]["content"],
-                "held_out": row["held_out"],
-                **{column: row[column] for column in sorted(known & set(row))},
-                "before": self.before[i],
-                "after": self.after[i] if self.after else None,
-            }
-            for i, row in enumerate(self.rows)
-        ]
+        return self.samples[: len(self.settings.samples.questions) + self.settings.samples.shown]
 
     def _write_samples(self) -> None:
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self._samples()]
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples]
         write_whole(self.folder / "samples.jsonl", "".join(lines))
 
     def _print_samples(self) -> None:
         table = Table(title="Before and after", show_lines=True)
         for side in ("question", "before", "after"):
             table.add_column(side, overflow="fold")
-        for sample in self._shown() if self.after else ():
-            sides = [sample[side] for side in ("before", "after")]
+        for sample in self.shown() if self.over else ():
+            sides = (sample["before"], sample["after"])
             cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in sides]
             table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
         Console(highlight=False, markup=False).print(table)
 
     def _write_card(self) -> None:
         status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
-        if self.after is not None:
-            asked = sum(row["held_out"] for row in self.rows)
+        if self.over:
+            asked = sum(sample["held_out"] for sample in self.samples)
             status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        rows, warnings = self.data.in_words(), self.watch.warnings
-        card = model_card(self.trainer, self.settings, self._shown(), rows, warnings, status, self.seconds)
-        card.save(self.folder / "README.md")
+        model_card(self, status).save(self.folder / "README.md")

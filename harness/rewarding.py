@@ -31,6 +31,7 @@ except Exception as error:  # any mistake in the user's own file
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a spread within a group below this is noise, which scaling by the group blows up to full advantages
+NETWORK = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "APIConnectionError", "URLError"}
 RETRY_SECONDS = 1  # before the second try; twice as long before each one after it
 
 
@@ -42,10 +43,13 @@ class RewardUnreachable(RewardError):
     """A reward that asks over the network got no answer."""
 
 
+def public_functions() -> dict[str, Callable]:
+    return {name: f for name, f in vars(rewards).items() if inspect.isfunction(f) and not name.startswith("_")}
+
+
 def reward_functions() -> dict[str, Callable]:
     """The rewards of rewards.py by name: its public functions that take `completions`."""
-    public = {name: f for name, f in vars(rewards).items() if inspect.isfunction(f) and not name.startswith("_")}
-    return {name: f for name, f in public.items() if "completions" in inspect.signature(f).parameters}
+    return {name: f for name, f in public_functions().items() if "completions" in inspect.signature(f).parameters}
 
 
 def columns(reward: Callable) -> list[str]:
@@ -67,10 +71,8 @@ def why_no_reward(name: str) -> str | None:
     if "/" in name or Path(name).is_dir():
         return None
     near = difflib.get_close_matches(name, functions, n=1, cutoff=0.5)
-    return (
-        f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}; it has {', '.join(functions)}; "
-        "a reward model is named by its Hub name (owner/name) or folder"
-    )
+    problem = f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}"
+    return f"{problem}; it has {', '.join(functions)}; a reward model goes by its Hub name (owner/name) or folder"
 
 
 def title(name: str) -> str:
@@ -79,17 +81,28 @@ def title(name: str) -> str:
     return (function.__doc__ or name).strip().splitlines()[0] if function else "a reward model's score"
 
 
+def details(entry: dict[str, Any]) -> str:
+    """` (target_length 30, alpha 0.15)`: what an entry of the section `rewards` sets but its weight."""
+    words = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "weight")
+    return words and f" ({words})"
+
+
 def build_rewards(settings: "Settings", data_columns: list[str]) -> list[Callable | str]:
     """For each entry of the section `rewards` its function, with its settings and checked, or a reward model's name.
 
-    A reward of weight 0 that needs a column which the data do not have is left out of `settings.rewards`, and said so.
+    A reward that needs a column which the data do not have is a UserError; of weight 0 it is left out of
+    `settings.rewards`, and said so.
     """
     functions, built, entries = reward_functions(), [], {}
     for name, entry in settings.rewards.items():
-        missing = set(columns(functions[name])) - set(data_columns) if name in functions else set()
+        missing = ", ".join(sorted(set(columns(functions[name])) - set(data_columns))) if name in functions else ""
         if missing and not entry["weight"]:
-            print(f"note: {name}, of weight 0, is left out, as the data have no column {', '.join(sorted(missing))}")
+            print(f"note: {name}, of weight 0, is left out, as the data have no column {missing}")
             continue
+        if missing:
+            has = ", ".join(column for column in data_columns if column != "prompt")
+            problem = f"needs the column {missing}, but the data have {has}; rename one (prompts.rename), or set "
+            raise settings.error(f"rewards.{name}", f"{problem}rewards.{name}: null to leave the reward out")
         arguments = {key: value for key, value in entry.items() if key != "weight"}
         built.append(checked(name, functools.partial(functions[name], **arguments)) if name in functions else name)
         entries[name] = entry
@@ -103,14 +116,13 @@ def checked(name: str, reward: Callable) -> Callable:
     A call that fails for want of a connection, or by a time-out, is tried again three times. Each call logs the mean
     length in characters, and the share of groups in which all completions score alike.
     """
-    retry = tenacity.retry(
+    ask = tenacity.retry(
         retry=tenacity.retry_if_exception(_is_network),
         stop=tenacity.stop_after_attempt(4),
         wait=tenacity.wait_exponential(RETRY_SECONDS),
         before_sleep=lambda call: print(f"warning: rewards.{name}: {in_short(call.outcome.exception())}; trying again"),
         reraise=True,
-    )
-    ask = retry(reward)
+    )(reward)
 
     def check(values: Any, prompts: list, completions: list, log_metric: Callable) -> list[float | None]:
         values = _one_number_each(name, values, prompts, completions)
@@ -126,11 +138,8 @@ def checked(name: str, reward: Callable) -> Callable:
         except Exception as error:
             words = in_short(error)
             if _is_network(error):
-                problem = f"rewards.{name}: cannot be reached ({words}), after four tries"
-                raise RewardUnreachable(problem) from error
-            row = None
-            if not inspect.iscoroutinefunction(reward):
-                row = _first_row_that_raises(reward, prompts, completions, others)
+                raise RewardUnreachable(f"rewards.{name}: cannot be reached ({words}), after four tries") from error
+            row = _first_row_that_raises(reward, prompts, completions, others)
             where = "" if row is None else f" on {_row(row, prompts, completions)}"
             raise RewardError(f"rewards.{name}: raised {words}{where}; fix it in rewards.py") from error
 
@@ -168,8 +177,7 @@ def score(reward: Callable, prompts: list, completions: list, columns: dict[str,
 def main() -> None:
     """Score the text of the command line, or each line of stdin, with every reward that needs nothing but the text."""
     texts = [" ".join(sys.argv[1:])] if sys.argv[1:] else sys.stdin.read().splitlines()
-    public = [name for name, f in vars(rewards).items() if inspect.isfunction(f) and not name.startswith("_")]
-    for name in public:
+    for name in public_functions():
         if problem := why_no_reward(name):
             print(f"note: {name}: {problem}", file=sys.stderr)
     functions = {name: checked(name, f) for name, f in reward_functions().items() if not columns(f)}
@@ -184,10 +192,7 @@ def main() -> None:
 
 def _is_network(error: BaseException) -> bool:
     """A lost connection or a time-out, as Python, requests, httpx, aiohttp and the clients of judges name them."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(
-        names & {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "APIConnectionError", "URLError"}
-    )
+    return not NETWORK.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def _one_number_each(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:
@@ -209,7 +214,7 @@ def _one_number_each(name: str, values: Any, prompts: list, completions: list) -
 
 
 def _first_row_that_raises(reward: Callable, prompts: list, completions: list, others: dict[str, Any]) -> int | None:
-    for row in range(len(completions)):
+    for row in () if inspect.iscoroutinefunction(reward) else range(len(completions)):
         one = {key: [value[row]] if isinstance(value, list) else value for key, value in others.items()}
         try:
             reward(prompts=[prompts[row]], completions=[completions[row]], **one)

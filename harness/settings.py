@@ -41,21 +41,28 @@ MOVED = {  # upstream's keys that are set elsewhere here
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
 FINITE = kinds.restricted_number_type
+POSITIVE = FINITE("positive float", float, [(">", 0), ("<", math.inf)])
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
     "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
-    "temperature num_train_epochs logging_steps save_steps": FINITE(
-        "positive float", float, [(">", 0), ("<", math.inf)]
-    ),
+    "temperature num_train_epochs logging_steps save_steps": POSITIVE,
     "learning_rate beta": FINITE("non negative float", float, [(">=", 0), ("<", math.inf)]),
+    "generation_kwargs": dict | None,
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
     "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
+NUMBER = FINITE("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])  # a reward's weight
+UNSEEN = {  # what from_pretrained takes through **kwargs: the usual ones
+    "dtype": Literal["auto", "float32", "bfloat16", "float16"],
+    "attn_implementation": str | None,
+    "quantization_config": dict | None,
+    "device_map": str | dict | None,
+    "subfolder": str,
+    "trust_remote_code": bool,
+}
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 ONE_WORD_OF = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
-# A reward model's name may hold dots and hyphens, which the parser reads as levels and underscores.
-ESCAPED, PLAIN = str.maketrans(".-", "\u2024\u2010"), str.maketrans("\u2024\u2010", ".-")
 
 
 @dataclass
@@ -117,12 +124,18 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
     for content, lines in [*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values]:
-        _check_sections(content, lines)
-        alone = set(SECTIONS) <= set(content)
-        merged, places = (content, lines) if alone else (_over(merged, content), places | lines)
-    for key in [key for key in places if key.startswith("dataset.") and key.split(".")[1] not in merged["dataset"]]:
-        del places[key]  # of data that other data have replaced
-    merged["dataset"] = _with_builder(merged["dataset"])
+        for name, value in content.items():
+            if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
+                problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
+                raise _error(lines, name, problem)
+        if "dataset" in content:
+            content["dataset"] = _with_builder(content["dataset"])
+        if set(SECTIONS) <= set(content):
+            merged, places = {}, {}
+        if "path" in content.get("dataset", {}):  # other data, to which nothing of these settings belongs
+            merged.pop("dataset", None)
+            places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
+        merged, places = _laid_over(merged, content), places | lines
     merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
     settings = _parsed(merged, places)
     settings.options = options
@@ -149,9 +162,8 @@ def training_arguments(settings: Settings):
     from peft import LoraConfig
     from trl import GRPOConfig
 
-    elsewhere = {
-        key: settings.model[key] for key in ("revision", "subfolder", "token", "cache_dir") if key in settings.model
-    }
+    where = ("revision", "subfolder", "token", "cache_dir")
+    elsewhere = {key: value for key, value in settings.model.items() if key in where}
     section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # the first part did that
     named = {"run_name": Path(settings.training["output_dir"]).name, "project": "train-grpo"}  # for trackers
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
@@ -172,6 +184,11 @@ def training_arguments(settings: Settings):
         raise UserError(f"{section}: {message}; fix the value") from error
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a run does."""
+    return {name: version(name) for name in ("trl", "transformers", "torch", "datasets", "peft")}
+
+
 def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, tuple[dict, dict]]:
     """(the switches and files, (content, places) of the `--section.key VALUE`s, as if they were a file)."""
     parser = argparse.ArgumentParser(
@@ -182,21 +199,16 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch", "datasets", "peft"))
-    parser.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE", help="lay FILE over config.yaml"
-    )
+    parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
     resume = "go on from the newest complete checkpoint; auto: or start, if there is none, or do nothing, if it is done"
     parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
     parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")
     parser.add_argument("--fit", action="store_true", help="with --rehearse: try micro-batches of 1, 2, 4, ...")
-    parser.add_argument(
-        "--keep", action="store_true", help="with --rehearse: keep the figures for the run to compare with"
-    )
+    parser.add_argument("--keep", action="store_true", help="with --rehearse: keep the figures, to compare the run")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
-    parser.add_argument("--version", action="version", version=versions)
+    parser.add_argument("--version", action="version", version=", ".join(map(" ".join, versions().items())))
     options, rest = parser.parse_known_args(arguments)
     if options.rehearse and (options.check or options.resume):
         raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
@@ -214,7 +226,9 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         value = value if equals else rest.pop(0)  # parsed with its key's type, so that a name may look like a number
         with suppress(yaml.YAMLError):
             value = yaml.load(value, Loader=_Loader) if value == "null" or value[:1] in ("[", "{") else value
-        parts = _parts(name[2:])
+        parts = name[2:].split(".")
+        if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
+            parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
         places |= {".".join(parts[: i + 1]): "" for i in range(len(parts))}
         content = _laid_over(content, functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value))
     return options, (content, places)
@@ -234,8 +248,6 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     def note(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.tag != "tag:yaml.org,2002:str":
-                raise UserError(f"{file}:{key.start_mark.line + 1}: a key has to be a word, not {key.value}; fix it")
             name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
             if name in places:
                 raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
@@ -251,168 +263,131 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
-        raise UserError(f"{line}: not YAML: {error.problem}; fix that line") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}; fix that") from None
+        mark = getattr(error, "problem_mark", None)
+        place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, " ".join(str(error).split()))
+        raise UserError(f"{place}: not YAML: {problem}; fix it there") from None
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
     return content or {}, places
 
 
-def _check_sections(content: dict[str, Any], places: dict[str, str]) -> None:
-    for name, value in content.items():
-        if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
-            raise _error(places, name, f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml")
-
-
-def _laid_over(base: dict, overlay: dict) -> dict:
+def _laid_over(base: Any, overlay: Any) -> Any:
     """`overlay` over `base`, mapping by mapping, so that a few lines change a few values."""
-    result = dict(base)
-    for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _laid_over(result[key], value) if both else value
-    return result
-
-
-def _over(merged: dict, overlay: dict) -> dict:
-    """`overlay` over the settings; where it names other data, the section `dataset` starts empty."""
-    source = overlay.get("dataset", {})
-    files_of_the_same_format = _ending(source) is None and merged.get("dataset", {}).get("path") in FORMATS.values()
-    if "path" in source or ("data_files" in source and not files_of_the_same_format):
-        merged = {**merged, "dataset": {}}
-    return _laid_over(merged, overlay)
-
-
-def _ending(source: dict[str, Any]) -> str | None:
-    """The ending of the files, or of the first of them, that the section `dataset` names, if it is one of FORMATS."""
-    files = source.get("data_files") or source.get("path")
-    while isinstance(files, dict | list) and files:
-        files = next(iter(files.values() if isinstance(files, dict) else files))
-    path = Path(str(files))
-    return None if path.is_dir() else next((end for end in reversed(path.suffixes) if end in FORMATS), None)
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return base | {key: _laid_over(base.get(key), value) for key, value in overlay.items()}
 
 
 def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
     """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
-    ending, files = _ending(source), source.get("data_files")
-    if ending is None or (source.get("path") and files):
+    files = first = source.get("data_files") or source.get("path")
+    while isinstance(first, dict | list) and first:
+        first = next(iter(first.values() if isinstance(first, dict) else first))
+    first = Path(str(first))
+    ending = next((end for end in reversed(first.suffixes) if end in FORMATS), None)
+    if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
         return source
     defaults = {} if isinstance(files, dict) else {"split": "train"}
     defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
-    return {**defaults, **source, "path": FORMATS[ending], "data_files": files or source["path"]}
-
-
-def _parts(key: str) -> list[str]:
-    """`training.seed` -> [training, seed]; a reward model's name may hold dots: rewards.org/model-v0.1.weight."""
-    section, _, rest = key.partition(".")
-    if section == "rewards" and rest.count(".") > 1:
-        return [section, *rest.rsplit(".", 1)]
-    return key.split(".")
+    return {**defaults, **source, "path": FORMATS[ending], "data_files": files}
 
 
 def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
     for name, entry in merged["rewards"].items():
-        if problem := why_no_reward(name):
+        if problem := why_no_reward(str(name)):
             raise _error(places, f"rewards.{name}", problem)
         if not isinstance(entry, dict) or "weight" not in entry:
             problem = f"expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}"
             raise _error(places, f"rewards.{name}", problem)
-    asked = {section: part for section, part in merged.items() if part is not None}
-    asked["rewards"] = {name.translate(ESCAPED): entry for name, entry in merged["rewards"].items()}
-    parser = _parser(asked)
-    try:
-        parsed = parser.parse_object(asked)
-    except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
-        key, problem = _in_one_line(str(error), [action.dest for action in parser._actions], asked)
-        raise _error(places, key.translate(PLAIN), problem) from None
-    given = dict.fromkeys(SECTIONS) | {
-        section: {key: _plain(parsed[section][key]) for key in part} for section, part in asked.items()
-    }
-    given["rewards"] = {
-        name.translate(PLAIN): {key: _plain(parsed["rewards"][name][key]) for key in entry}
-        for name, entry in asked["rewards"].items()
-    }
+    parsers = _parsers(merged)
+    known = [*SECTIONS, *(f"{part}.{action.dest}" for part in parsers for action in parsers[part]._actions)]
+
+    def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a section, or of one of the rewards, in the types of their keys."""
+        for key in values:
+            if f"{part}.{key}" not in known:
+                raise _error(places, f"{part}.{key}", _unknown(f"{part}.{key}", known))
+        try:
+            parsed = parsers[part].parse_object(values)
+        except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
+            key, problem = _in_one_line(str(error), values)
+            raise _error(places, f"{part}.{key}".rstrip("."), problem) from None
+        return {key: _plain(parsed[key]) for key in values}
+
+    given = dict.fromkeys(SECTIONS)
+    for section, values in merged.items():
+        if section not in SECTIONS:
+            raise _error(places, str(section), _unknown(str(section), known))
+        if section == "rewards":
+            given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in values.items()}
+        elif values is not None:
+            given[section] = typed(section, values)
     if not any(entry["weight"] for entry in given["rewards"].values()):
-        problem = "none has a weight other than 0, so there is nothing to learn; give one a weight"
-        raise UserError(f"rewards: {problem}")
+        raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
     sections = {**given, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
     return Settings(**sections, given=given, places=places)
 
 
-def _parser(asked: dict[str, Any]) -> ArgumentParser:
-    """Every key that the sections may have, with its type, from the signature of what the section is passed to."""
+def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
+    """For each section, and each reward, a parser of its keys, from the signature of what they are passed to."""
     from datasets import load_dataset  # these imports take seconds: not before the files have been read
     from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import GRPOConfig
-
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_method_arguments(PreTrainedModel, "from_pretrained", "model", skip={"config"})
-    parser.add_function_arguments(load_dataset, "dataset", skip={"features", "download_config"})
-    parser.add_class_arguments(Prompts, "prompts")
-    parser.add_class_arguments(LoraConfig, "lora")
-    parser.add_class_arguments(Samples, "samples")
 
     stricter = {key: kind for keys, kind in STRICTER.items() for key in keys.split()}
     for key in ONE_WORD_OF.split():  # upstream's list of the words is in its help
         about = GRPOConfig.__dataclass_fields__[key]
         stricter[key] = Literal[about.default, *re.findall(r"(?<!=)'(\w+)'", about.metadata["help"])]
     stricter["scale_rewards"] |= bool
-    left_out = {*stricter, *(key.removeprefix("training.") for key in MOVED)} & set(GRPOConfig.__dataclass_fields__)
-    parser.add_class_arguments(GRPOConfig, "training", skip=left_out)
-    more = {f"training.{key}": kind for key, kind in stricter.items()}
-
-    # What from_pretrained and load_dataset take through **kwargs, which no signature shows: the usual ones, and the
-    # options of the file formats (csv's delimiter, json's field).
-    more |= {"model.dtype": Literal["auto", "float32", "bfloat16", "float16"], "model.attn_implementation": str | None}
-    more |= {
-        "model.quantization_config": dict | None,
-        "model.device_map": str | dict | None,
-        "model.subfolder": str,
-        "model.trust_remote_code": bool,
-    }
-    if (path := asked["dataset"].get("path")) in FORMATS.values():
+    options = {}  # of the format of the data: csv's delimiter, json's field
+    if (path := merged["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
-        more |= {f"dataset.{name}": Any for name in vars(getattr(module, f"{path.capitalize()}Config")())}
-    for name in asked["rewards"]:
-        finite = kinds.restricted_number_type("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])
-        more[f"rewards.{name}.weight"] = finite
-        if function := reward_functions().get(name):
-            passed = {"prompts", "completions", *columns(function)} & set(inspect.signature(function).parameters)
-            parser.add_function_arguments(function, f"rewards.{name}", skip=passed)  # those TRL passes
-    declared = {action.dest for action in parser._actions}
-    for name in more.keys() - declared:
-        parser.add_argument(f"--{name}", type=more[name])
-    return parser
+        options = dict.fromkeys(vars(getattr(module, f"{path.capitalize()}Config")()), Any)
+    parts = {  # what it is passed to; parameters that are not the user's; types stricter than its own, or unseen in it
+        "model": (PreTrainedModel.from_pretrained, {"config"}, UNSEEN),
+        "dataset": (load_dataset, {"features", "download_config"}, options),
+        "prompts": (Prompts, set(), {}),
+        "training": (GRPOConfig, {key.removeprefix("training.") for key in MOVED}, stricter),
+        "lora": (LoraConfig, set(), {}),
+        "samples": (Samples, set(), {}),
+    }
+    for name in merged["rewards"]:
+        function = reward_functions().get(name, lambda: None)
+        parts[f"rewards.{name}"] = (function, {"prompts", "completions", *columns(function)}, {"weight": NUMBER})
+    parsers = {}
+    for part, (function, not_ours, types) in parts.items():
+        parser = parsers[part] = ArgumentParser(exit_on_error=False, add_help=False)
+        skip = {*not_ours, *types} & set(inspect.signature(function).parameters)
+        parser.add_function_arguments(function, skip=skip)
+        for key, kind in types.items():
+            parser.add_argument(f"--{key}", type=kind)
+    return parsers
 
 
-def _in_one_line(message: str, keys: list[str], asked: dict[str, Any]) -> tuple[str, str]:
-    """What jsonargparse says of a mistake in `asked`, as (key, problem)."""
-    if wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL):
-        names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type ([^:\n]+)", message)
-        names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
-        expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
-        got = functools.reduce(operator.getitem, wrong[1].split("."), asked)
-        got = "nothing" if got in (None, "") else got
-        problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
-        return wrong[1], f"{problem}; fix the value"
-    if not (
-        unknown := re.search(r"Group '(.*?)' does not accept option '(.*?)'|Option '(.*?)' is not accepted", message)
-    ):
-        return "settings", " ".join(message.split())
-    parts, keys = (unknown[3] or f"{unknown[1]}.{unknown[2]}").split("."), [*SECTIONS, *keys]
-    levels = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    key = next(level for level in levels if not any(f"{known}.".startswith(f"{level}.") for known in keys))
+def _in_one_line(message: str, values: dict[str, Any]) -> tuple[str, str]:
+    """What jsonargparse says of a mistake in `values`, as (key, problem)."""
+    if not (wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL)):
+        return "", " ".join(message.split())
+    names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type ([^:\n]+)", message)
+    names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
+    expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
+    got = functools.reduce(operator.getitem, wrong[1].split("."), values)
+    got = "nothing" if got in (None, "") else got
+    problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
+    return wrong[1], f"{problem}; fix the value"
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    """What to do about a key that is not there: what has taken its place, or what was meant."""
     if key in MOVED:
-        return key, MOVED[key]
+        return MOVED[key]
     section, _, name = key.rpartition(".")
-    elsewhere = [known for known in keys if known.rpartition(".")[2] == name]  # known, but in another section
-    beside = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == section]
-    near = [f"{section}.{found}".lstrip(".") for found in difflib.get_close_matches(name, beside, n=1, cutoff=0.5)]
-    meant = elsewhere or near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return key, f"unknown{f', did you mean {meant[0]}?' if meant else ''}; fix or remove it"
+    names = {other.rpartition(".")[2]: other for other in sorted(known, key=lambda other: other.startswith(section))}
+    beside = [last for last, other in names.items() if other.startswith(section)]
+    near = [name] if name in names else difflib.get_close_matches(name, beside, n=1, cutoff=0.5)
+    return f"unknown{f', did you mean {names[near[0]]}?' if near else ''}; fix or remove it"
 
 
 def _plain(value: Any) -> Any:

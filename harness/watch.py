@@ -1,5 +1,7 @@
 """Watch: says once per cause, with the step, when a run is going wrong; ends what cannot count as a run."""
 
+from collections.abc import Iterator
+
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -22,80 +24,68 @@ class Watch(TrainerCallback):
 
     def __init__(self, weights: dict[str, float]):
         self.weights = weights
-        self.warnings: list[str] = []
-        self.seen: set[str] = set()
+        self.trained = [name for name, weight in weights.items() if weight]
+        self.canaries = [name for name, weight in weights.items() if not weight]
+        self.warnings: dict[str, str] = {}  # by cause
         self.first: dict[str, float] = {}  # what a log said when it was first seen
         self.lasting: dict[str, int] = {}  # by cause, for how many logs in a row it has been seen
         self.before: list[torch.Tensor] = []
-        self.unscored = 0  # logs in a row in which every trained reward was None for every completion
         self.failure: str | None = None  # why the run does not count as done
 
     def look_at_untrained(self, model: torch.nn.Module) -> None:
         """Remember some weights of the policy before its first step; to be called before a checkpoint is loaded."""
         self.before = _some_weights(model)
 
-    def warn(self, cause: str, step: int, message: str, show: bool) -> None:
-        if cause not in self.seen:
-            self.seen.add(cause)
-            self.warnings.append(f"step {step}: {message}")
-            if show:
-                tqdm.write(f"warning: {self.warnings[-1]}")  # on a line of its own, above the progress bar
+    def warn(self, state: TrainerState, cause: str, message: str) -> None:
+        if cause not in self.warnings:
+            self.warnings[cause] = f"step {state.global_step}: {message}"
+            if state.is_world_process_zero:
+                tqdm.write(f"warning: {self.warnings[cause]}")  # on a line of its own, above the progress bar
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in logs:
             return
-        trained = [name for name, weight in self.weights.items() if weight]
-        scored = any(logs.get(f"rewards/{name}/mean") is not None for name in trained)
-        self.unscored = 0 if scored else self.unscored + 1
-        if self.unscored == 3:
-            raise RunError(
-                f"{', '.join(trained)}: None for every completion, three logs in a row; fix it in rewards.py"
-            )
+        if self._lasts("unscored", all(logs.get(f"rewards/{name}/mean") is None for name in self.trained), times=3):
+            problem = "None for every completion, three logs in a row; fix it in rewards.py"
+            raise RunError(f"{', '.join(self.trained)}: {problem}")
         for cause, message in self._looks_wrong(logs):
-            self.warn(cause, state.global_step, message, state.is_world_process_zero)
+            self.warn(state, cause, message)
 
-    def _looks_wrong(self, logs: dict[str, float]) -> list[tuple[str, str]]:
-        found = []
+    def _looks_wrong(self, logs: dict[str, float]) -> Iterator[tuple[str, str]]:
+        """(cause, message) of each."""
         # A group in which all completions score alike teaches nothing. TRL's share is of the weighted sum.
-        flat = {
-            name: logs.get(f"rewards/{name}/flat_groups", logs["frac_reward_zero_std"])
-            for name, weight in self.weights.items()
-            if weight
-        }
+        all_alike = logs["frac_reward_zero_std"]
+        flat = {name: logs.get(f"rewards/{name}/flat_groups", all_alike) for name in self.trained}
         if min(flat.values()) > 0.5:
             shares = ", ".join(f"{name} in {share:.0%} of them" for name, share in flat.items())
-            found.append(("groups", f"most groups carry no signal, as all completions score alike: {shares}"))
+            yield "groups", f"most groups carry no signal, as all completions score alike: {shares}"
         if (cut := logs.get("completions/clipped_ratio", 0)) > 0.5:
-            problem = f"{cut:.0%} of completions are cut off at max_completion_length; raise it, or reward brevity"
-            found.append(("cut", problem))
+            yield "cut", f"{cut:.0%} of completions are cut off at max_completion_length; raise it, or reward brevity"
         if self._lasts("kl", (kl := logs.get("kl") or 0) > 1) or kl > 10:
-            problem = f"KL is {kl:.1f} a token: the policy runs away; lower learning_rate or raise beta"
-            found.append(("kl", problem))
+            yield "kl", f"KL is {kl:.1f} a token: the policy runs away; lower learning_rate or raise beta"
         reward, began = logs["reward"], self.first.setdefault("reward", logs["reward"])
         if self._lasts("reward", reward < began - abs(began) / 10):
             problem = f"the total reward, {reward:.2f}, has fallen below where it began, {began:.2f}"
-            found.append(("reward", f"{problem}; lower learning_rate or raise beta"))
+            yield "reward", f"{problem}; lower learning_rate or raise beta"
         entropy = logs.get("entropy")
         if entropy is not None and entropy < self.first.setdefault("entropy", entropy) / 10:
             problem = f"entropy fell from {self.first['entropy']:.2f} to {entropy:.2g} nats a token"
-            found.append(("entropy", f"{problem}: a group's answers become the same; raise temperature or beta"))
-        for name, weight in self.weights.items():
-            mean = logs.get(f"rewards/{name}/mean")
-            if weight or mean is None:
+            yield "entropy", f"{problem}: a group's answers become the same; raise temperature or beta"
+        for name in self.canaries:
+            if (mean := logs.get(f"rewards/{name}/mean")) is None:
                 continue
             first = self.first.setdefault(name, mean)
             if first > 0 and mean < first / 2:
                 fell = f"{name}, of weight 0, fell from {first:.2f} to {mean:.2f}"
-                found.append((name, f"{fell}: the policy gives it up to win the other rewards"))
-        return found
+                yield name, f"{fell}: the policy gives it up to win the other rewards"
 
-    def _lasts(self, cause: str, seen: bool) -> bool:
+    def _lasts(self, cause: str, seen: bool, times: int = 5) -> bool:
         self.lasting[cause] = self.lasting.get(cause, 0) + 1 if seen else 0
-        return self.lasting[cause] == 5
+        return self.lasting[cause] == times
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Add the metric of recipes/best.yaml: the total reward; below all rewards where a canary has fallen."""
-        keys = [f"eval_rewards/{name}/mean" for name, weight in self.weights.items() if not weight]
+        keys = [f"eval_rewards/{name}/mean" for name in self.canaries]
         canaries = {key: metrics[key] for key in keys if metrics.get(key) is not None}  # None: it applied to no row
         fall = max((self.first.setdefault(key, mean) - mean for key, mean in canaries.items()), default=0)
         metrics[f"eval_{GUARDED}"] = metrics["eval_reward"] if fall <= CANARY_FALL else -HUGE * fall
@@ -114,7 +104,7 @@ class Watch(TrainerCallback):
         elif all(torch.equal(old.to(new), new) for old, new in zip(self.before, _some_weights(model), strict=True)):
             self.failure = "the weights have not changed: nothing was learned; see learning_rate and model.dtype"
         if self.failure:
-            self.warn("failure", state.global_step, self.failure, state.is_world_process_zero)
+            self.warn(state, "failure", self.failure)
 
 
 def best_in_words(args: TrainingArguments, state: TrainerState) -> str:

@@ -24,7 +24,7 @@ def interrupted(tiny, tmp_path, monkeypatch):
     def dies(self, *args, **kwargs):
         if self.state.global_step == 3:
             watch = next(c for c in self.callback_handler.callbacks if isinstance(c, Watch))
-            watch.warn("cause", 3, "seen before the kill", show=False)
+            watch.warn(self.state, "cause", "seen before the kill")
         if self.state.global_step == 5:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)

@@ -108,7 +108,8 @@ IN_A_FILE = {
     "lora inside training": ("training:\n  lora: {r: 4}\n", 2, ["training.lora: unknown, did you mean lora?"]),
     "a wrong type": ("training:\n  seed: 1\n  num_generations: 8.5\n", 3, ["training.num_generations: expected int"]),
     "a wrong key": ("prompts:\n\n  colum: query\n", 3, ["prompts.colum: unknown", "did you mean prompts.column?"]),
-    "a key that is a number": ("training:\n  1: 2\n", 2, ["a key has to be a word, not 1"]),
+    "a key that is a number": ("training:\n  1: 2\n", 2, ["training.1: unknown"]),
+    "a section that has a number for a name": ("# mine\n1: {seed: 2}\n", 2, ["1: unknown"]),
     "a full-width colon": ("# 日本語：\ntraining：\n  seed: 1\n", 2, ["a full-width space or colon"]),
     "a full-width space": ("training:\n\u3000seed: 1\n", 2, ["a full-width space or colon"]),
     "a tab": ("training:\n\tseed: 1\n", 2, ["not YAML: found character '\\t'"]),
@@ -162,6 +163,7 @@ def test_mistakes_in_training(key, value, words):
 OTHER_SECTIONS = [
     (["--train.seed", "1"], ["train: unknown", "did you mean training?"]),
     (["--model.dtype", "bf16"], ["model.dtype: expected 'auto', 'float32'", "got bf16"]),
+    (["--model.torch_dtype", "auto"], ["model.torch_dtype: unknown, did you mean model.dtype?"]),
     (["--prompts.limit", "0"], ["prompts.limit: expected positive int or null, got 0"]),
     (["--samples.held_out=-1"], ["samples.held_out: expected non negative int"]),
     (["--lora.r", "many"], ["lora.r: expected int, got many"]),
