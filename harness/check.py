@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.checkpoints import on_first_process
-from harness.exits import UserError
+from harness.exits import ENDS, UserError
 from harness.loading import Data, Policy, loading_problem
 from harness.record import completions_a_step
 from harness.rewarding import RewardError, details, score
@@ -309,6 +309,8 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
             doubts.append(rounded_away(share))
+    if "TORCHELASTIC_RUN_ID" in os.environ and not {ENDS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"} & set(os.environ):
+        doubts.append("this launcher kills a run 30 s after a signal; use python -m harness.launch in its place")
     if args.save_strategy == "no":
         doubts.append("save_strategy is no: a run that is stopped has lost everything")
     return doubts

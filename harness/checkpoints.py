@@ -190,18 +190,19 @@ class Checkpoints(TrainerCallback):
         ) from error
 
 
-def on_first_process(args: TrainingArguments, check: Callable[[], None]) -> None:
-    """Call `check` on the first process only; its UserError is raised on all, so that none is left waiting."""
-    problem: list[UserError | None] = [None]
+def on_first_process(args: TrainingArguments, call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises (a UserError) on the first process, which alone calls it, on all of them."""
+    outcome: list[Any] = [None, None]
     if args.process_index == 0:
         try:
-            check()
+            outcome[0] = call()
         except UserError as error:
-            problem = [error]
+            outcome[1] = error
     if args.world_size > 1:
-        torch.distributed.broadcast_object_list(problem)
-    if problem[0]:
-        raise problem[0]
+        torch.distributed.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
+import torch
+from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -43,7 +45,9 @@ IF_SAVED = "the same command with --resume goes on from the newest checkpoint, i
 
 def main(arguments: list[str] | None = None) -> None:
     options = launch_command_parser().parse_args(arguments)
-    if not options.config_file and (options.num_processes or 0) > 1:
+    if not options.config_file and not Path(default_config_file).exists():
+        if (options.num_processes or torch.cuda.device_count()) < 2:  # there is nothing to launch
+            os.execv(sys.executable, [sys.executable, options.training_script, *options.training_script_args])
         options.multi_gpu = not (options.use_fsdp or options.use_deepspeed)  # or one process starts where no GPU is
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
