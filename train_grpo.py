@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM, ProgressCallback
 
     from harness.check import check_machine, check_run
-    from harness.checkpoints import Checkpoints, newest_complete, on_first_process, sole_run, to_resume
+    from harness.checkpoints import Checkpoints, first_decides, newest_complete, resolve_resume, sole_run
     from harness.loading import load_data, load_policy, load_reward_model
     from harness.record import check_same_run, check_same_settings, note_other_rewards, write_record
     from harness.rehearse import fit, rehearsal, rehearse
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_machine(settings)
     if settings.options.fit:
         return fit(settings, arguments)
-    settings.options.resume = to_resume(settings.options.resume, settings.training["output_dir"])
+    settings.options.resume = resolve_resume(settings.options.resume, settings.training)
     args, lora = training_arguments(settings)
     if settings.options.resume:
         check_same_settings(settings, args.output_dir)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     with rehearsal(args, settings), sole_run(args), outcome_written(args.output_dir):
-        checkpoint = on_first_process(args, lambda: newest_complete(args.output_dir, settings.options.resume))
+        checkpoint = first_decides(args, lambda: newest_complete(args.output_dir, settings.options.resume))
         found = {"pretrained_model_name_or_path": policy.name, "attn_implementation": policy.attention}
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(**settings.model | found),

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoTokenizer, TrainerState
 
     from harness.card import score_words
-    from harness.finished import eos_token_ids, load_model, load_rewards, quiet, sampling_arguments
+    from harness.finished_run import eos_token_ids, load_model, load_rewards, quiet, sampling_arguments
     from harness.loading import as_messages
     from harness.rewarding import RewardError
     from harness.samples import complete, scores

@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.checkpoints import on_first_process
+from harness.checkpoints import first_decides
 from harness.exits import ENDS, UserError
 from harness.loading import Data, Policy, loading_problem
 from harness.record import completions_a_step
@@ -86,7 +86,7 @@ def check_run(
     if args.process_index == 0:
         print_plan(settings, args, policy, data, size)
     if not settings.options.rehearse:
-        on_first_process(args, lambda: check_output(settings, args.output_dir, size.disk))
+        first_decides(args, lambda: check_output(settings, args.output_dir, size.disk))
     return size
 
 
@@ -196,7 +196,7 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     if args.deepspeed_plugin:
         set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fsdp, zero = engines(args)
+    fsdp, zero = sharding(args)
     text = config.get_text_config()
     layers, hidden = text.num_hidden_layers, text.hidden_size
     width = torch.finfo(dtype).bits // 8
@@ -231,7 +231,7 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
 
 
-def engines(args: GRPOConfig) -> tuple[bool, int]:
+def sharding(args: GRPOConfig) -> tuple[bool, int]:
     """(whether FSDP divides the model over the processes, DeepSpeed's ZeRO stage or 0), as the launcher has chosen."""
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return fsdp, args.deepspeed_plugin.zero_stage if args.deepspeed_plugin else 0
@@ -304,7 +304,7 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)
-    if not settings.lora and dtype != torch.float32 and not rounds_by_chance(args) and not any(engines(args)):
+    if not settings.lora and dtype != torch.float32 and not rounds_by_chance(args) and not any(sharding(args)):
         # Drawn as the model's weights were at their start.
         drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:

@@ -1,4 +1,4 @@
-"""Checkpoints: one counts only with its manifest, which is written last; resuming takes the newest that is whole.
+"""Checkpoints: one is valid only with its manifest, which is written last; --resume uses the newest valid one.
 
 TRL and transformers write and read them; but they write in place, take the highest number for the newest, check
 nothing, and start a fresh optimizer where its file is missing.
@@ -13,7 +13,6 @@ import platform
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,10 +30,10 @@ from harness.exits import (
     RunError,
     Stopped,
     UserError,
-    catch_signals,
+    end_at_once,
     in_short,
-    is_another_signal,
-    write_nowhere_if_hung_up,
+    on_signals,
+    read_status,
     write_status,
     write_whole,
 )
@@ -47,7 +46,7 @@ FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: afte
 
 
 class Checkpoints(TrainerCallback):
-    """Keeps a run from being lost, in one callback so that no order of callbacks matters.
+    """All that keeps a run resumable; one callback, so that the order of callbacks cannot break it.
 
     A step whose gradient is not finite is not taken. After one of SIGNALS the optimizer step is finished, a checkpoint
     saved, and Stopped raised; a second signal, seconds later, ends the process at once. Each checkpoint gets its
@@ -62,13 +61,13 @@ class Checkpoints(TrainerCallback):
         self.saved = 0  # the step of the newest checkpoint that is written whole
         self.skipped = 0
         self.uploads: list[Future] = []
-        self.signal: int | None = None
-        self.signalled = 0.0  # when
+        self.signal: int | None = None  # that has come to this process
+        self.stopped_by = 0  # the signal after which all processes stop
         self.handlers: dict[int, Any] = {}
         self.after_step: tuple | None = None  # see Trainer.random_and_batch
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.handlers = catch_signals(self._stop)
+        self.handlers = on_signals(self._stop, end_at_once)
         # Upstream would delete older checkpoints before the new one is sealed.
         self.limit, args.save_total_limit = args.save_total_limit, None
         if self.resumed_from is None:
@@ -80,15 +79,10 @@ class Checkpoints(TrainerCallback):
             for _ in range(int(state.epoch)):  # each epoch draws its order from the same generator
                 torch.randperm(len(self.trainer.train_dataset), generator=sampler.generator)
 
-    def _stop(self, number, frame):
-        if self.signal is None:
-            self.signal, self.signalled = number, time.monotonic()
-            write_nowhere_if_hung_up(number)
-            if RANK == 0 and ENDS not in os.environ:  # harness.launch says it for all its processes
-                os.write(2, STOPPING)  # not print(), which may be what the signal has interrupted
-        elif is_another_signal(number, self.signalled):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    def _stop(self, number):
+        self.signal = number
+        if RANK == 0 and ENDS not in os.environ:  # harness.launch says it for all its processes
+            os.write(2, STOPPING)  # not print(), which may be what the signal has interrupted
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         norm = total_norm(weight.grad for weight in model.parameters() if weight.grad is not None)
@@ -104,10 +98,10 @@ class Checkpoints(TrainerCallback):
         if args.world_size > 1:  # all processes have to stop after the same step
             torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
         if stop:
-            self.signal = int(stop)
+            self.stopped_by = int(stop)
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
-        control.should_log |= control.should_save  # or a resumed run would log only the steps after the save
+        control.should_log |= control.should_save  # or what is not logged yet would be missing after a resume
         self.after_step = self.trainer.random_and_batch()
 
     def on_log(self, args, state, control, **kwargs):
@@ -128,12 +122,12 @@ class Checkpoints(TrainerCallback):
             self.sealed = self.sealing.submit(self._seal, args.output_dir, self.saved, state.best_model_checkpoint)
             self._report_lost_uploads()
         if self.signal and args.world_size == 1:  # it came while saving, so there is nothing more to finish
-            control.should_training_stop = True
+            self.stopped_by, control.should_training_stop = self.signal, True
 
     def _seal(self, output_dir: str, step: int, best: str | None) -> None:
         seal(_checkpoint(output_dir, step))
         for old in _numbered(output_dir)[: -self.limit] if self.limit else ():
-            if best is None or old != Path(best):
+            if best is None or old.name != Path(best).name:
                 shutil.rmtree(old)
 
     def _report_lost_uploads(self) -> None:
@@ -147,9 +141,13 @@ class Checkpoints(TrainerCallback):
         if self.sealed:
             self.sealed.result()
         args.distributed_state.wait_for_everyone()  # a launcher ends all processes once one has ended
-        if self.signal:
-            on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
-            raise Stopped(self.signal, f"checkpoint-{self.saved} is complete; {on}")
+        if self.stopped_by:  # a signal that came after the last step stops nothing: the model is about to be saved
+            raise Stopped(self.stopped_by, self._how_to_go_on())
+
+    def _how_to_go_on(self) -> str:
+        only_model = self.trainer.args.save_only_model
+        on = "it holds the model only" if only_model else "the same command with --resume goes on"
+        return f"checkpoint-{self.saved} is complete; {on}"
 
     @contextmanager
     def rescue(self) -> Iterator[None]:
@@ -165,7 +163,7 @@ class Checkpoints(TrainerCallback):
                 if self.saved != self.trainer.state.global_step:
                     self.trainer.save_checkpoint_of_last_step(self.after_step)
                     self.sealed.result()
-                kept = f"checkpoint-{self.saved} is complete; the same command with --resume goes on"
+                kept = self._how_to_go_on()
             raise RunError(f"{error}; {kept}") from error
         except Exception as error:
             if not any(words in str(error) for words in DISK_FULL):
@@ -190,7 +188,7 @@ class Checkpoints(TrainerCallback):
         ) from error
 
 
-def on_first_process(args: TrainingArguments, call: Callable[[], Any]) -> Any:
+def first_decides(args: TrainingArguments, call: Callable[[], Any]) -> Any:
     """What `call` returns or raises (a UserError) on the first process, which alone calls it, on all of them."""
     outcome: list[Any] = [None, None]
     if args.process_index == 0:
@@ -216,27 +214,25 @@ def sole_run(args: TrainingArguments) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except (Timeout, OSError) as error:
-            by = f"not to be locked: {error}"
-            if isinstance(error, Timeout):
-                by = f"in use by another run ({holder.read_text()})"
-            raise UserError(
-                f"training.output_dir: {folder} is {by}; choose another with --training.output_dir"
-            ) from None
+            in_use = isinstance(error, Timeout)
+            by = f"in use by another run ({holder.read_text()})" if in_use else f"not to be locked: {error}"
+            raise UserError(f"training.output_dir: {folder} is {by}; choose another") from None
         holder.write_text(f"process {os.getpid()} on {platform.node()}")
 
-    on_first_process(args, acquire)
+    first_decides(args, acquire)
     try:
         yield
     finally:
         lock.release()
 
 
-def to_resume(resume: bool | str, output_dir: str) -> bool | str:
-    """What --resume comes to: with `auto` False where nothing was saved yet; ends here where the run is done."""
+def resolve_resume(resume: bool | str, training: dict[str, Any]) -> bool | str:
+    """What --resume comes to: `auto` is False where there is no checkpoint, and ends the program where all is done."""
     if resume != "auto":
         return resume
-    status = Path(output_dir) / "status.json"
-    if status.exists() and json.loads(status.read_text(encoding="utf-8"))["status"] == "done":
+    output_dir = training["output_dir"]
+    known = read_status(output_dir)
+    if known.get("status") == "done" and known["step"] >= training.get("max_steps", 0):
         print(f"{output_dir}: this run is done")
         sys.exit()
     return resume if _numbered(output_dir) else False

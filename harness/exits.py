@@ -1,5 +1,5 @@
 """How a run ends: with exit status 0 (done), 2 (its settings, data or machine cannot work), 1 (it failed on the way) or
-128 + N (stopped by signal N), and one line on stderr. Also two small helpers that everything else may import.
+128 + N (stopped by signal N), one line on stderr, and status.json. Also signals, and small helpers for everything else.
 """
 
 import json
@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 import traceback
@@ -20,9 +21,9 @@ from urllib.request import getproxies
 
 # SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-SAME_SIGNAL = 3  # seconds in which a signal that comes again is the same one
+REPEATED = 3  # seconds in which a signal that comes again is the same one
 STOPPING = b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n"
-ENDS = "TRAIN_GRPO_ENDS"  # names the folder in which harness.launch learns how each of its processes has ended
+ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes its last line for harness.launch
 RANK = int(os.environ.get("RANK", 0))
 
 
@@ -56,17 +57,24 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_status(folder: str, status: str, exit_status: int | None = None, **more: int) -> None:
     """`folder`/status.json, for a script to read: running, done, failed or stopped; the exit status; and the step."""
-    path = Path(folder) / "status.json"
-    with suppress(OSError, ValueError):  # a full disk, which is reported elsewhere, or a damaged file
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_whole(path, json.dumps(old | {"status": status, "exit_status": exit_status} | more))
+    with suppress(OSError):  # a full disk, which is reported elsewhere
+        known = read_status(folder) | {"status": status, "exit_status": exit_status} | more
+        write_whole(Path(folder) / "status.json", json.dumps(known))
+
+
+def read_status(folder: str) -> dict[str, Any]:
+    """What write_status has written there; {} where there is nothing, or half a file."""
+    try:
+        return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 @contextmanager
 def outcome_written(folder: str) -> Iterator[None]:
     """Write status.json, and turn what is raised inside into a RunError of one line, with the traceback in error.log.
 
-    Of several processes the first one writes it, and the first one that fails.
+    Of several processes rank 0 writes it; where harness.launch has started them, the first one that fails instead.
     """
     ended: tuple[str, int] = ("failed", 1)
     try:
@@ -85,7 +93,7 @@ def outcome_written(folder: str) -> Iterator[None]:
     except Exception as error:
         raise RunError(_in_one_line(error, Path(folder) / "error.log")) from error
     finally:
-        if RANK == 0 or ended[0] == "failed":
+        if (RANK == 0 or ended[0] == "failed") and not failed_elsewhere():
             write_status(folder, *ended)
 
 
@@ -112,23 +120,36 @@ def _in_one_line(error: Exception, log: Path) -> str:
     return f"{words} ({where})"
 
 
-def catch_signals(handler: Callable) -> dict[int, Any]:
-    """Let `handler` take SIGNALS, apart from those that are ignored (nohup); returns what took them before."""
+def on_signals(first: Callable[[int], None], again: Callable[[int], None]) -> dict[int, Any]:
+    """Let the first of SIGNALS call `first`, and a later one `again`; returns what took them before.
+
+    One that comes again within REPEATED seconds is the same one: a launcher hands it on, a shell sends SIGHUP twice.
+    Ctrl-C at a terminal is always meant. Signals that are ignored (nohup) stay ignored.
+    """
+    came: list[float] = []
+
+    def handler(number, frame):
+        if not came:
+            came.append(time.monotonic())
+            if number == getattr(signal, "SIGHUP", None):
+                _leave_terminal()
+            first(number)
+        elif time.monotonic() > came[0] + REPEATED or (number == signal.SIGINT and os.isatty(0)):
+            again(number)
+
     return {n: signal.signal(n, handler) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
 
 
-def is_another_signal(number: int, since: float) -> bool:
-    """Whether a signal that comes again means "at once": a launcher hands the same one on, a shell sends SIGHUP twice.
-
-    `since`: when the first one came, by time.monotonic().
-    """
-    return time.monotonic() > since + SAME_SIGNAL or (number == signal.SIGINT and os.isatty(0))
+def end_at_once(number: int) -> None:
+    """Do what the signal does to a process that does not handle it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
-def write_nowhere_if_hung_up(number: int) -> None:
-    """After SIGHUP: what is printed goes nowhere, as an error in writing to the lost terminal would end the run."""
-    if number == getattr(signal, "SIGHUP", None):
-        for stream in (1, 2):
+def _leave_terminal() -> None:
+    """Print to nowhere from now on: an error in writing to a terminal that is gone would end the run."""
+    for stream in (1, 2):
+        if not stat.S_ISREG(os.fstat(stream).st_mode):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
@@ -138,11 +159,10 @@ def exit_status(
 ) -> int:
     """Run `main`, print what stopped it, if anything did, and return the exit status."""
 
-    def stop(number, frame):
-        write_nowhere_if_hung_up(number)
+    def stop(number):
         raise Stopped(number, if_stopped)
 
-    catch_signals(stop)
+    on_signals(stop, end_at_once)
     if RANK:
         _be_silent()
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
@@ -159,6 +179,8 @@ def exit_status(
         return _say(f"error: {error}", 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return _say(f"\nstopped by {signal.Signals(stopped.number).name}: {stopped}", 128 + stopped.number)
+    except SystemExit as done:  # --help, --print_config, a run that is done already; 2: argparse has said why
+        return _say("", done.code or 0)
     return _say("", 0)
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,16 +22,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from harness.exits import (
-    ENDS,
-    STOPPING,
-    RunError,
-    UserError,
-    catch_signals,
-    exit_status,
-    is_another_signal,
-    write_nowhere_if_hung_up,
-)
+from harness.exits import ENDS, STOPPING, RunError, Stopped, UserError, exit_status, on_signals
 
 DEFAULTS = {
     "PET_SIGNALS_TO_HANDLE": "none",  # torch's own handler would leave the processes behind at a second signal
@@ -48,19 +38,22 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.config_file and not Path(default_config_file).exists():
         if (options.num_processes or torch.cuda.device_count()) < 2:  # there is nothing to launch
             os.execv(sys.executable, [sys.executable, options.training_script, *options.training_script_args])
-        options.multi_gpu = not (options.use_fsdp or options.use_deepspeed)  # or one process starts where no GPU is
+        engines = ("cpu", "tpu", "use_fsdp", "use_deepspeed", "use_megatron_lm")
+        # Or accelerate would start one process where there is no GPU.
+        options.multi_gpu = not any(getattr(options, name) for name in engines)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     logging.disable()  # torch's pages about processes that end
     warnings.simplefilter("ignore")
     failures: dict[int, ProcessFailure] = {}
+    signalled = None
     with TemporaryDirectory() as folder:
         os.environ[ENDS] = folder
         try:
-            forward_signals()
+            on_signals(forward, kill_processes)
             launch_command(options)
-        except SignalException:
-            pass
+        except SignalException as error:
+            signalled = error.sigval
         except ChildFailedError as error:
             failures = error.failures
         except Exception as error:  # ValueError, ImportError: accelerate's, about its arguments
@@ -68,40 +61,37 @@ def main(arguments: list[str] | None = None) -> None:
         finally:
             del os.environ[ENDS]
         ends = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("*.json")}
-    end_as_the_first(ends, failures)
+    exit_like_the_first(ends, failures, signalled)
 
 
-def forward_signals() -> None:
-    """Let torch hand the first signal on to all processes, and wait for them; another one kills them."""
-    first: list[float] = []
-
-    def stop(number, frame):
-        if not first:
-            first.append(time.monotonic())
-            write_nowhere_if_hung_up(number)
-            os.write(2, STOPPING)
-            raise SignalException("", signal.Signals(number))
-        if is_another_signal(number, first[0]):
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
-
-    catch_signals(stop)
+def forward(number: int) -> None:
+    """Have torch hand a signal on to all processes, and wait for them."""
+    os.write(2, STOPPING)
+    raise SignalException("", signal.Signals(number))
 
 
-def end_as_the_first(ends: dict[int, dict], failures: dict[int, ProcessFailure]) -> None:
+def kill_processes(number: int) -> None:
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+
+
+def exit_like_the_first(ends: dict[int, dict], failures: dict[int, ProcessFailure], signalled: int | None) -> None:
     """Print what the first process that failed or was stopped has said, and exit with its status.
 
     Args:
         ends: what each process has written at its end, by rank.
-        failures: by rank, those that torch saw first in front.
+        failures: by rank, in the order in which torch noticed them.
+        signalled: the signal that this launcher got.
     """
     rank = next(iter(failures), None)
     failed = sorted((end for end in ends.values() if end["status"]), key=lambda end: end["time"])
     if rank is not None and failures[rank].exitcode < 0 and rank not in ends:
         raise RunError(f"process {rank} was killed by {failures[rank].signal_name()}; {IF_SAVED}")
     if failed:
-        print(failed[0]["line"], file=sys.stderr)
+        print(failed[0]["line"], end="\n" if failed[0]["line"] else "", file=sys.stderr)
         sys.exit(failed[0]["status"])
+    if signalled and not ends:
+        raise Stopped(signalled, IF_SAVED)
     if failures or not ends:
         raise RunError(f"a process has ended without a word; {IF_SAVED}")
 

@@ -29,8 +29,8 @@ from harness.settings import Settings
 
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
-TAKEN = {"prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-TAKEN |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length", "prompt_hash"}
+RESERVED = {"prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+RESERVED |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length", "prompt_hash"}
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 NOT_ON_THE_HUB = {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
 HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}
@@ -134,7 +134,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     """
     prompts = settings.prompts
     rows = _renamed(settings, _load_rows(settings))
-    if taken := sorted(TAKEN & set(rows.column_names) - {prompts.column}):
+    if taken := sorted(RESERVED & set(rows.column_names) - {prompts.column}):
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 

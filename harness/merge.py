@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{folder}: no LoRA run, so there is nothing to merge; it opens with from_pretrained as it is")
     if output.exists():
         raise UserError(f"{output}: is there already, and is never overwritten; choose another folder with -o")
-    from harness.finished import quiet
+    from harness.finished_run import quiet
 
     with quiet():
         dtype, off = merge(settings, folder, output)
@@ -47,7 +47,7 @@ def merge(settings: "Settings", folder: Path, output: Path) -> tuple[str, float]
     import torch
     from transformers import AutoTokenizer
 
-    from harness.finished import load_model
+    from harness.finished_run import load_model
     from harness.loading import as_messages
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -6,7 +6,9 @@ whole steps as in the run, but on the longest prompts and with completions of fu
 
 import json
 import math
+import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,14 +44,16 @@ def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
         yield
         return
     args.report_to, args.push_to_hub, args.eval_on_start = [], False, False
-    with tempfile.TemporaryDirectory() as args.output_dir:
-        try:
-            yield
-        except RunError as error:
-            if not any(words in str(error) for words in OUT_OF_MEMORY):
-                raise
-            smaller = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
-            raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {smaller}, or try --fit") from error
+    args.output_dir = tempfile.mkdtemp()
+    try:
+        yield
+    except RunError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise  # the folder stays, as its error.log has the traceback
+        shutil.rmtree(args.output_dir)
+        smaller = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
+        raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {smaller}, or try --fit") from error
+    shutil.rmtree(args.output_dir)
 
 
 class Clock(TrainerCallback):
@@ -108,12 +112,12 @@ def rehearse(trainer: Trainer, settings: Settings, data: Data, size: Footprint) 
     if trainer.is_world_process_zero():
         _print(figures, args, settings.options.price)
         if settings.options.keep:
-            kept(settings).parent.mkdir(parents=True, exist_ok=True)
-            kept(settings).write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
-            print(f"kept in {kept(settings)}")
+            figures_file(settings).parent.mkdir(parents=True, exist_ok=True)
+            figures_file(settings).write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
+            print(f"kept in {figures_file(settings)}")
 
 
-def kept(settings: Settings) -> Path:
+def figures_file(settings: Settings) -> Path:
     """Where --keep writes the figures."""
     return Path(f"{settings.training['output_dir'].rstrip('/')}-rehearsal.json")
 
@@ -203,6 +207,8 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
 
 def fit(settings: Settings, arguments: list[str] | None) -> None:
     """Rehearse micro-batches of 1, 2, 4, ..., each in a process of its own, with the same completions a step."""
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("--fit: starts its own processes, one at a time; run it with plain python")
     training, tried = settings.training, []
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     completions = math.prod(training.get(name, getattr(GRPOConfig, name)) for name in names)
@@ -214,7 +220,10 @@ def fit(settings: Settings, arguments: list[str] | None) -> None:
             command = [sys.executable, sys.argv[0], *rest, "--rehearse", "--keep", *values]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                print(f"{batch} x {completions // batch}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+                last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+                if done.returncode > 0 and "out of memory" not in last:
+                    raise UserError(last.removeprefix("error: "))
+                print(f"{batch} x {completions // batch}: {last}")
                 break
             figures = json.loads(Path(f"{folder}/try-rehearsal.json").read_text(encoding="utf-8"))
         tried.append((figures["worst_step_s"], batch))

@@ -23,7 +23,7 @@ from harness.curves import draw_curves, reward_means
 from harness.exits import RunError, write_whole
 from harness.loading import Data
 from harness.record import completions_a_step
-from harness.rehearse import kept, memory_in_use
+from harness.rehearse import figures_file, memory_in_use
 from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
 from harness.settings import ROOT, Settings
@@ -124,8 +124,11 @@ class Report(TrainerCallback, ExportableState):
         self._attempt(self._draw)
 
     def on_step_end(self, args, state, control, **kwargs):
-        file = kept(self.settings)
-        if state.global_step == 1 and self.main and file.exists():
+        if state.global_step == 1 and self.main:
+            self._attempt(self._compare_with_rehearsal)
+
+    def _compare_with_rehearsal(self) -> None:
+        if (file := figures_file(self.settings)).exists():
             rehearsed, seconds = json.loads(file.read_text(encoding="utf-8")), time.monotonic() - self.start
             times = f"{rehearsed['typical_step_s']:.2f} to {rehearsed['worst_step_s']:.2f} s"
             memory = f"{memory_in_use() / GB:.1f} GB (rehearsed {rehearsed['peak_bytes'] / GB:.1f} at the most)"

@@ -62,7 +62,7 @@ UNSEEN = {  # what from_pretrained takes through **kwargs: the usual ones
     "trust_remote_code": bool,
 }
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-ONE_WORD_OF = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
+ONE_OF_ITS_WORDS = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
 
 
 @dataclass
@@ -337,7 +337,7 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
     from trl import GRPOConfig
 
     stricter = {key: kind for keys, kind in STRICTER.items() for key in keys.split()}
-    for key in ONE_WORD_OF.split():  # upstream's list of the words is in its help
+    for key in ONE_OF_ITS_WORDS.split():  # upstream's list of the words is in its help
         about = GRPOConfig.__dataclass_fields__[key]
         stricter[key] = Literal[about.default, *re.findall(r"(?<!=)'(\w+)'", about.metadata["help"])]
     stricter["scale_rewards"] |= bool

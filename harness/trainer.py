@@ -29,7 +29,7 @@ def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def whole(weight: torch.nn.Parameter) -> torch.Tensor:
+def gathered(weight: torch.nn.Parameter) -> torch.Tensor:
     """All of a weight that FSDP2 or ZeRO-3 have divided over processes, each of which has to call this."""
     if hasattr(weight, "ds_tensor"):
         import deepspeed

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from harness.exits import RunError
 from harness.rewarding import HUGE
-from harness.trainer import whole
+from harness.trainer import gathered
 
 GUARDED = "reward_while_canaries_hold"  # a name for training.metric_for_best_model
 CANARY_FALL = 0.05  # more than that since the first evaluation is a fall
@@ -119,5 +119,5 @@ def best_in_words(args: TrainingArguments, state: TrainerState) -> str:
 
 def _some_weights(model: torch.nn.Module) -> list[torch.Tensor]:
     """Up to 4,096 values of each trained weight."""
-    trained = (whole(weight).flatten() for weight in model.parameters() if weight.requires_grad)
+    trained = (gathered(weight).flatten() for weight in model.parameters() if weight.requires_grad)
     return [values[:: max(1, len(values) // 4096)].cpu().clone() for values in trained]

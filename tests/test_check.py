@@ -155,7 +155,7 @@ GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_
     ("gpu", "words"),
     [
         ({"is_available": False}, ["no CUDA GPU", "make demo"]),
-        ({"device_count": 4}, ["4 GPUs", "accelerate launch --num_processes 4"]),
+        ({"device_count": 4}, ["4 GPUs", "harness.launch --num_processes 4"]),
         ({"is_bf16_supported": False}, ["training.bf16: Tesla T4", "training.fp16: true"]),
     ],
 )

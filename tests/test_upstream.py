@@ -27,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from harness.settings import MOVED, ONE_WORD_OF, STRICTER, read_settings
+from harness.settings import MOVED, ONE_OF_ITS_WORDS, STRICTER, read_settings
 
 SIGNATURES = {
     "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size compute_entropy",
@@ -239,7 +239,7 @@ def test_a_key_of_the_logs(run, key):
 def test_what_a_reward_is_given(run):
     assert run.prompts == [prompt for prompt in run.prompts[::4] for _ in range(4)], "a group's rows are not neighbours"
     known = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-    assert run.given == known, "GRPOTrainer passes other arguments to a reward: rewarding.score, loading.TAKEN"
+    assert run.given == known, "GRPOTrainer passes other arguments to a reward: rewarding.score, loading.RESERVED"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -264,14 +264,14 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("key", ONE_WORD_OF.split())
+@pytest.mark.parametrize("key", ONE_OF_ITS_WORDS.split())
 def test_the_help_of_a_setting_quotes_its_words(key):
     field = GRPOConfig.__dataclass_fields__[key]
     words = {field.default, *re.findall(r"(?<!=)'(\w+)'", field.metadata["help"])}
     assert words == set(WORDS[key].split()), f"GRPOConfig.{key}: the words in its help"
 
 
-@pytest.mark.parametrize("key", [*ONE_WORD_OF.split(), *" ".join(STRICTER).split(), *MOVED])
+@pytest.mark.parametrize("key", [*ONE_OF_ITS_WORDS.split(), *" ".join(STRICTER).split(), *MOVED])
 def test_a_setting_that_we_name(key):
     there = key.removeprefix("training.") in GRPOConfig.__dataclass_fields__
     assert there == (key != "training.max_prompt_length"), f"GRPOConfig.{key}"
