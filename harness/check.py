@@ -279,7 +279,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
 
 
 def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:
-    """The share of weights that one step of Adam, which moves each by the learning rate, does not round back."""
+    """The share of weights that change, in their dtype, when the learning rate is added, as a step of Adam does."""
     moved = sum(int((weight.detach() + learning_rate != weight).sum()) for weight in weights)
     return moved / sum(weight.numel() for weight in weights)
 

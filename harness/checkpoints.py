@@ -140,7 +140,7 @@ class Checkpoints(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.sealed:
             self.sealed.result()
-        args.distributed_state.wait_for_everyone()  # a launcher ends all processes once one has ended
+        args.distributed_state.wait_for_everyone()  # when one process has ended, its launcher ends the others
         if self.stopped_by:  # a signal that came after the last step stops nothing: the model is about to be saved
             raise Stopped(self.stopped_by, self._how_to_go_on())
 

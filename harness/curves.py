@@ -25,7 +25,9 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
         entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
-    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in reward_names(runs)] + [
+    order = {name: i for i, name in enumerate(entries)}  # a resumed run's logs have theirs by the alphabet
+    names = sorted(reward_names(runs), key=lambda name: order.get(name, len(order)))
+    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
         ("reward", "total reward (weighted)", "reward_std"),
         ("completions/mean_characters", "completion length (characters)", None),
         ("completions/mean_length", "completion length (tokens)", None),

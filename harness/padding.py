@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.Tensor]:
     """Row indices of `mask`, (batch, tokens), in groups of like length, of `rows` at most.
 
-    A group is closed where one more row would make an eighth of its tokens padding. Without `split` the rows stay in
-    their order, and are only divided: with several processes each has to call the model equally often.
+    A new group begins where the next row would make more than an eighth of the group's tokens padding. Without `split`
+    the rows stay in their order, and are only divided: with several processes each has to call the model equally often.
     """
     order = torch.arange(len(mask), device=mask.device)
     if not split:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # so that compare need not import torch
 
     from harness.loading import Data
 
-# What may differ between a run and its continuation; everything else changes what is trained (evaluation does too: it
-# samples from the same random state).
+# What may differ between a run and its continuation; everything else changes what is trained, also how often it is
+# evaluated: evaluations draw from the same random numbers as training.
 FREE = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
 FREE += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
 LONGER = ("training.max_steps", "training.num_train_epochs")

@@ -30,7 +30,7 @@ except Exception as error:  # any mistake in the user's own file
     raise UserError(f"rewards.py{place}: does not import ({in_short(error)}); fix it there") from error
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
-FLAT = 1e-3  # a spread within a group below this is noise, which scaling by the group blows up to full advantages
+FLAT = 1e-3  # a group's values that differ by less are the same: TRL divides by their spread, which makes noise large
 NETWORK = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "APIConnectionError", "URLError"}
 RETRY_SECONDS = 1  # before the second try; twice as long before each one after it
 

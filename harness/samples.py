@@ -65,7 +65,7 @@ def complete(
     policy.eval()
     with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
         for part in np.array_split(np.arange(len(prompts)), max(1, round(len(prompts) / at_a_time))):
-            torch.manual_seed(arguments.seed + int(part[0]))  # the same before and after, however long the others are
+            torch.manual_seed(arguments.seed + int(part[0]))  # the same random numbers before and after training
             asked = {"input_ids": [tokens[i] for i in part]}
             batch = tokenizer.pad(asked, padding_side="left", return_tensors="pt").to(policy.device)
             output = policy.generate(

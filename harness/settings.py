@@ -1,4 +1,4 @@
-"""Settings: config.yaml, and files and values over it; every key is an argument of what its section is passed to."""
+"""Settings: config.yaml, then --config files, then --section.key values; a section is the arguments of one function."""
 
 import argparse
 import difflib
@@ -53,7 +53,7 @@ STRICTER = {
     "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
 NUMBER = FINITE("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])  # a reward's weight
-UNSEEN = {  # what from_pretrained takes through **kwargs: the usual ones
+UNSEEN = {  # the usual ones of those that from_pretrained takes through **kwargs
     "dtype": Literal["auto", "float32", "bfloat16", "float16"],
     "attn_implementation": str | None,
     "quantization_config": dict | None,
@@ -132,7 +132,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
             content["dataset"] = _with_builder(content["dataset"])
         if set(SECTIONS) <= set(content):
             merged, places = {}, {}
-        if "path" in content.get("dataset", {}):  # other data, to which nothing of these settings belongs
+        if "path" in content.get("dataset", {}):  # a new path replaces the whole section
             merged.pop("dataset", None)
             places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
         merged, places = _laid_over(merged, content), places | lines
@@ -149,7 +149,7 @@ def run_settings(folder: Path) -> Settings:
     """The settings of a run that has left its model in `folder`; raises UserError where there is none."""
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: no run (no config.yaml); name an output_dir that was trained into")
-    # The first of these is written when a run is over, one of the others with its model.
+    # trainer_state.json is written when training is over, one of the others when the model is saved.
     over = (folder / "trainer_state.json").exists()
     if not over or not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{folder}: the run has left no model yet; finish it with --resume")
@@ -345,7 +345,7 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
     if (path := merged["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
         options = dict.fromkeys(vars(getattr(module, f"{path.capitalize()}Config")()), Any)
-    parts = {  # what it is passed to; parameters that are not the user's; types stricter than its own, or unseen in it
+    parts = {  # the function it is passed to, its parameters that users may not set, stricter or additional types
         "model": (PreTrainedModel.from_pretrained, {"config"}, UNSEEN),
         "dataset": (load_dataset, {"features", "download_config"}, options),
         "prompts": (Prompts, set(), {}),

@@ -1,4 +1,4 @@
-"""GRPOTrainer, scoring without padding, and saving and resuming exactly; it learns what TRL's own learns.
+"""TRL's GRPOTrainer with the same losses; it scores without padding, and saves and resumes exactly.
 
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   scoring without padding has no public hook

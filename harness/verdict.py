@@ -42,8 +42,9 @@ def alike(answers: list[str]) -> float:
 def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> tuple[str, str]:
     """(learned, hacked, worse, no change or unknown; the same in a line, with each reward's change and its interval).
 
-    Only a change whose interval leaves out 0 counts; kept: at worst less than a quarter is lost. Hacked: the trained
-    rewards rose, while a canary lost over a quarter, or most answers became the same. Worse: the trained rewards fell.
+    A change counts if 0 is not in its interval. A reward is kept if even the low end loses less than a quarter.
+    Hacked: the trained rewards rose, while a canary lost over a quarter, or most answers became the same. Worse: the
+    trained rewards fell.
 
     Args:
         samples: the lines of samples.jsonl.
@@ -63,7 +64,12 @@ def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> tuple[s
         up, down = (change.low > 0, change.high < 0) if weight >= 0 else (change.high < 0, change.low > 0)
         much = max(pairs[:, 0].mean() / 4, 0.05)
         lost_at_worst = -change.low if weight >= 0 else change.high
-        (risen if up and weight else fallen if down else kept if lost_at_worst < much else unclear).append(name)
+        if up and weight:
+            risen.append(name)
+        elif down:
+            fallen.append(name)
+        else:
+            (kept if lost_at_worst < much else unclear).append(name)
         given_up |= weight == 0 and down and change.mean < -much
 
     totals = [[sum(w * (answer["rewards"][name] or 0) for name, w in weights.items()) for answer in s] for s in sides]

@@ -1,4 +1,4 @@
-"""Watch: says once per cause, with the step, when a run is going wrong; ends what cannot count as a run."""
+"""Watch: warns, once per cause, when a run is going wrong; a run in which nothing can be learned fails."""
 
 from collections.abc import Iterator
 
