@@ -32,8 +32,8 @@ from harness.exits import (
     UserError,
     end_at_once,
     in_short,
-    on_signals,
     read_status,
+    take_signals,
     write_status,
     write_whole,
 )
@@ -67,7 +67,7 @@ class Checkpoints(TrainerCallback):
         self.after_step: tuple | None = None  # see Trainer.random_and_batch
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.handlers = on_signals(self._stop, end_at_once)
+        self.handlers = take_signals(self._stop, end_at_once)
         # Upstream would delete older checkpoints before the new one is sealed.
         self.limit, args.save_total_limit = args.save_total_limit, None
         if self.resumed_from is None:

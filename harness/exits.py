@@ -120,7 +120,7 @@ def _in_one_line(error: Exception, log: Path) -> str:
     return f"{words} ({where})"
 
 
-def on_signals(first: Callable[[int], None], again: Callable[[int], None]) -> dict[int, Any]:
+def take_signals(first: Callable[[int], None], again: Callable[[int], None]) -> dict[int, Any]:
     """Let the first of SIGNALS call `first`, and a later one `again`; returns what took them before.
 
     One that comes again within REPEATED seconds is the same one: a launcher hands it on, a shell sends SIGHUP twice.
@@ -162,7 +162,7 @@ def exit_status(
     def stop(number):
         raise Stopped(number, if_stopped)
 
-    on_signals(stop, end_at_once)
+    take_signals(stop, end_at_once)
     if RANK:
         _be_silent()
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename

@@ -22,7 +22,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from harness.exits import ENDS, STOPPING, RunError, Stopped, UserError, exit_status, on_signals
+from harness.exits import ENDS, STOPPING, RunError, Stopped, UserError, exit_status, take_signals
 
 DEFAULTS = {
     "PET_SIGNALS_TO_HANDLE": "none",  # torch's own handler would leave the processes behind at a second signal
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     with TemporaryDirectory() as folder:
         os.environ[ENDS] = folder
         try:
-            on_signals(forward, kill_processes)
+            take_signals(forward, kill_processes)
             launch_command(options)
         except SignalException as error:
             signalled = error.sigval

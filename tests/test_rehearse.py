@@ -14,7 +14,7 @@ import train_grpo
 from harness import rehearse
 from harness.check import moved_share
 from harness.exits import RunError, UserError
-from harness.rehearse import kept
+from harness.rehearse import figures_file
 from harness.settings import read_settings
 
 
@@ -122,7 +122,8 @@ def test_the_share_of_weights_that_a_step_moves():
 
 
 def test_where_figures_are_kept():
-    assert kept(read_settings(["--training.output_dir", "outputs/mine/"])) == Path("outputs/mine-rehearsal.json")
+    settings = read_settings(["--training.output_dir", "outputs/mine/"])
+    assert figures_file(settings) == Path("outputs/mine-rehearsal.json")
 
 
 def test_rehearsal_options_alone_are_refused(tiny):
