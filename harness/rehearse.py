@@ -43,6 +43,9 @@ def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
     if not settings.options.rehearse:
         yield
         return
+    if args.deepspeed_plugin:
+        problem = "DeepSpeed trains once in a process, a rehearsal does twice"
+        raise UserError(f"--rehearse: {problem}; use recipes/launch/fsdp2.yaml, which needs about as much memory")
     args.report_to, args.push_to_hub, args.eval_on_start = [], False, False
     args.output_dir = tempfile.mkdtemp()
     try:

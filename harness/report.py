@@ -64,7 +64,8 @@ def log_line(args, state, logs: dict[str, float]) -> str:
 class Report(TrainerCallback, ExportableState):
     """Writes reward_curves.png, samples.jsonl and README.md into `training.output_dir`.
 
-    `begin` is to be called before training, `finish` after it, both on every process.
+    `begin` is to be called before training, `finish` after it, both on every process. The untrained policy is asked
+    where training begins.
     """
 
     def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
@@ -90,18 +91,15 @@ class Report(TrainerCallback, ExportableState):
         self.seconds = 0.0
 
     def begin(self) -> None:
-        """Ask the untrained policy the questions, unless a run that is resumed now did so, and write a first card."""
+        """Look at the weights; to be called before training, on every process."""
         self.watch.look_at_untrained(self.trainer.model)
-        asked = self._read_before() if self.settings.options.resume else None
-        self._fill("before", asked or answer(self.trainer, self.rows))
-        self.write()
 
     def _read_before(self) -> list[dict[str, Any]] | None:
         try:
             text = (self.folder / "samples.jsonl").read_text(encoding="utf-8")
             lines = [json.loads(line) for line in text.splitlines()]
         except (OSError, ValueError):
-            return None  # missing, or half a file; the untrained policy is here to be asked again
+            return None  # missing, or half a file
         same = [line["question"] for line in lines] == [sample["question"] for sample in self.samples]
         return [line["before"] for line in lines] if same else None
 
@@ -117,6 +115,10 @@ class Report(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         known = state.stateful_callbacks["Report"]["attributes"]
         self.watch.warnings, self.watch.first = known["warnings"], known["first"]
+        # Not earlier: FSDP puts the model on the GPUs only now. A resumed run has a trained policy here.
+        before = self._read_before() if state.global_step else answer(self.trainer, self.rows)
+        self._fill("before", before or [None] * len(self.rows))
+        self.write()
         self.start = time.monotonic() - known["seconds"]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -207,7 +209,7 @@ class Report(TrainerCallback, ExportableState):
             table.add_column(side, overflow="fold")
         for sample in self.shown() if self.over else ():
             sides = (sample["before"], sample["after"])
-            cells = [f"{side['completion']}\n{score_words(side['rewards'])}" for side in sides]
+            cells = [f"{side['completion']}\n{score_words(side['rewards'])}" if side else "–" for side in sides]
             table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
         Console(highlight=False, markup=False).print(table)
 

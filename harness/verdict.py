@@ -50,7 +50,7 @@ def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> tuple[s
         samples: the lines of samples.jsonl.
         weights: weight by reward; a reward of weight 0 is a canary.
     """
-    samples = [sample for sample in samples if sample["held_out"] and sample["after"]]
+    samples = [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
     if len(samples) < FEWEST:
         return "unknown", f"no verdict: it takes {FEWEST} held-out questions, and there are {len(samples)}"
     sides = [[sample[side] for sample in samples] for side in ("before", "after")]
