@@ -26,18 +26,16 @@ from transformers import TrainerCallback, TrainingArguments
 from harness.exits import (
     ENDS,
     RANK,
-    STOPPING,
     RunError,
     Stopped,
     UserError,
-    end_at_once,
     in_short,
     read_status,
-    take_signals,
     write_status,
     write_whole,
 )
 from harness.rewarding import RewardUnreachable
+from harness.signals import STOPPING, end_at_once, take_signals
 from harness.trainer import Trainer, total_norm
 
 MANIFEST = "manifest.json"

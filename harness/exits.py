@@ -1,5 +1,5 @@
 """How a run ends: with exit status 0 (done), 2 (its settings, data or machine cannot work), 1 (it failed on the way) or
-128 + N (stopped by signal N), one line on stderr, and status.json. Also signals, and small helpers for everything else.
+128 + N (stopped by signal N), one line on stderr, and status.json. Also two small helpers for everything else.
 """
 
 import json
@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import time
 import traceback
@@ -19,10 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-# SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-REPEATED = 3  # seconds in which a signal that comes again is the same one
-STOPPING = b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n"
+from harness.signals import end_at_once, take_signals
+
 ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes its last line for harness.launch
 RANK = int(os.environ.get("RANK", 0))
 
@@ -118,39 +115,6 @@ def _in_one_line(error: Exception, log: Path) -> str:
         remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
         words = f"out of GPU memory ({words[:120]}); {remedy}"
     return f"{words} ({where})"
-
-
-def take_signals(first: Callable[[int], None], again: Callable[[int], None]) -> dict[int, Any]:
-    """Let the first of SIGNALS call `first`, and a later one `again`; returns what took them before.
-
-    One that comes again within REPEATED seconds is the same one: a launcher hands it on, a shell sends SIGHUP twice.
-    Ctrl-C at a terminal is always meant. Signals that are ignored (nohup) stay ignored.
-    """
-    came: list[float] = []
-
-    def handler(number, frame):
-        if not came:
-            came.append(time.monotonic())
-            if number == getattr(signal, "SIGHUP", None):
-                _leave_terminal()
-            first(number)
-        elif time.monotonic() > came[0] + REPEATED or (number == signal.SIGINT and os.isatty(0)):
-            again(number)
-
-    return {n: signal.signal(n, handler) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
-
-
-def end_at_once(number: int) -> None:
-    """Do what the signal does to a process that does not handle it."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-def _leave_terminal() -> None:
-    """Print to nowhere from now on: an error in writing to a terminal that is gone would end the run."""
-    for stream in (1, 2):
-        if not stat.S_ISREG(os.fstat(stream).st_mode):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def exit_status(

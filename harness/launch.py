@@ -22,7 +22,8 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from harness.exits import ENDS, STOPPING, RunError, Stopped, UserError, exit_status, take_signals
+from harness.exits import ENDS, RunError, Stopped, UserError, exit_status
+from harness.signals import STOPPING, take_signals
 
 DEFAULTS = {
     "PET_SIGNALS_TO_HANDLE": "none",  # torch's own handler would leave the processes behind at a second signal
