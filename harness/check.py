@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.checkpoints import first_decides
-from harness.exits import ENDS, UserError
+from harness.exits import ENDS, UserError, one_line
 from harness.loading import Data, Policy, loading_problem
 from harness.record import completions_a_step
 from harness.rewarding import RewardError, details, score
@@ -97,8 +97,7 @@ def check_services(settings: Settings, args: GRPOConfig) -> None:
         for callback in get_reporting_integration_callbacks(args.report_to):
             callback()
     except Exception as error:  # ValueError: unknown; RuntimeError: the tracker's package is not installed
-        problem = f"{' '.join(str(error).split())[:200]}; install it, or set none"
-        raise settings.error("training.report_to", problem) from error
+        raise settings.error("training.report_to", f"{one_line(error)}; install it, or set none") from error
     if args.push_to_hub:
         try:
             HfApi(token=args.hub_token).whoami()
@@ -192,7 +191,7 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
         try:
             model = get_peft_model(model, lora) if lora else model
         except Exception as error:  # ValueError: Target modules {...} not found in the base model
-            raise settings.error("lora", " ".join(str(error).split())[:200]) from error
+            raise settings.error("lora", one_line(error)) from error
     if args.deepspeed_plugin:
         set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -40,9 +40,14 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def one_line(text: Any) -> str:
+    """Without line breaks, and at most 300 characters of it."""
+    return " ".join(str(text).split())[:300]
+
+
 def in_short(error: BaseException) -> str:
-    """`ValueError: its message`, in one line, at most 200 characters of it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """`ValueError: its message`, in one line."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -88,7 +93,7 @@ def outcome_written(folder: str) -> Iterator[None]:
     except RunError:
         raise
     except Exception as error:
-        raise RunError(_in_one_line(error, Path(folder) / "error.log")) from error
+        raise RunError(_with_traceback(error, Path(folder) / "error.log")) from error
     finally:
         if (RANK == 0 or ended[0] == "failed") and not failed_elsewhere():
             write_status(folder, *ended)
@@ -100,7 +105,7 @@ def failed_elsewhere() -> bool:
     return any(json.loads(end.read_text(encoding="utf-8"))["status"] in (1, 2) for end in ends)
 
 
-def _in_one_line(error: Exception, log: Path) -> str:
+def _with_traceback(error: Exception, log: Path) -> str:
     """What to tell the user, and where the traceback is."""
     where = f"traceback: {log}"
     try:
@@ -110,7 +115,7 @@ def _in_one_line(error: Exception, log: Path) -> str:
     except OSError as problem:  # a full disk, for example: print the traceback instead
         traceback.print_exc()
         where = f"no traceback in {log}: {problem.strerror}"
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = one_line(error) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
         remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
         words = f"out of GPU memory ({words[:120]}); {remedy}"

@@ -22,7 +22,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from harness.exits import ENDS, RunError, Stopped, UserError, exit_status
+from harness.exits import ENDS, RunError, Stopped, UserError, exit_status, one_line
 from harness.signals import STOPPING, take_signals
 
 DEFAULTS = {
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         except ChildFailedError as error:
             failures = error.failures
         except Exception as error:  # ValueError, ImportError: accelerate's, about its arguments
-            raise UserError(f"launch: {' '.join(str(error).split())[:300]}; see accelerate launch --help") from error
+            raise UserError(f"launch: {one_line(error)}; see accelerate launch --help") from error
         finally:
             del os.environ[ENDS]
         ends = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("*.json")}

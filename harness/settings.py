@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse import typing as kinds
 
-from harness.exits import UserError
+from harness.exits import UserError, one_line
 from harness.rewarding import columns, reward_functions, why_no_reward
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,7 +177,7 @@ def training_arguments(settings: Settings):
         section = "lora"
         return arguments, settings.lora and LoraConfig(**settings.lora)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
-        message = " ".join(str(error).split())[:300]
+        message = one_line(error)
         for key, value in getattr(settings, section).items():
             if key in message or (isinstance(value, str) and message.startswith(value)):
                 raise settings.error(f"{section}.{key}", f"{message}; fix the value") from error
@@ -265,7 +265,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, " ".join(str(error).split()))
+        place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, one_line(error))
         raise UserError(f"{place}: not YAML: {problem}; fix it there") from None
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
@@ -369,13 +369,13 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
 def _in_one_line(message: str, values: dict[str, Any]) -> tuple[str, str]:
     """What jsonargparse says of a mistake in `values`, as (key, problem)."""
     if not (wrong := re.search(r'Parser key "(.*?)":(.*)', message, re.DOTALL)):
-        return "", " ".join(message.split())
+        return "", one_line(message)
     names = re.findall(r"Expected an? (?:<class '(.*?)'>|typing\.Literal\[(.*?)\])|Not of type ([^:\n]+)", message)
     names = dict.fromkeys("null" if "NoneType" in name else "".join(name) for name in names)
     expected = re.sub("(?<=[a-z])(?=[A-Z])", " ", " or ".join(names)).lower()  # PositiveInt -> positive int
     got = functools.reduce(operator.getitem, wrong[1].split("."), values)
     got = "nothing" if got in (None, "") else got
-    problem = f"expected {expected}, got {got}" if expected else " ".join(wrong[2].split())
+    problem = f"expected {expected}, got {got}" if expected else one_line(wrong[2])
     return wrong[1], f"{problem}; fix the value"
 
 
