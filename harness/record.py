@@ -82,9 +82,11 @@ def check_same_run(args: "GRPOConfig", data: "Data") -> None:
     if (then := run.get("processes", args.world_size)) != args.world_size:
         now, was = completions_a_step(args), run["step_completions"]
         how = f"python -m harness.launch --num_processes {then} train_grpo.py" if then > 1 else "python train_grpo.py"
+        equal = args.gradient_accumulation_steps * was / now
+        new = f" with --training.gradient_accumulation_steps {equal:g}, which keeps them" if equal.is_integer() else ""
         raise UserError(
-            f"--resume: the run had {_processes(then)} and {was} completions a step; {_processes(args.world_size)} "
-            f"{'makes' if args.world_size == 1 else 'make'} {now}; go on with {how}"
+            f"--resume: number of processes {then} -> {args.world_size}, completions a step {was} -> {now}; go on with "
+            f"{how}, or start a new run{new}"
         )
     if old != _rewards():
         back = f"put it back with: cp {folder}/rewards.py rewards.py, or start a new run"
@@ -107,10 +109,6 @@ def difference(old: str, new: str) -> str:
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
     changed = [line for line in lines if line[1:].strip() and not line.startswith("@@")]
     return " | ".join(changed[:4]) + (f" | ... {len(changed) - 4} more lines" if len(changed) > 4 else "")
-
-
-def _processes(number: int) -> str:
-    return f"{number} processes" if number > 1 else "1 process"
 
 
 def _rewards() -> str:
