@@ -67,7 +67,7 @@ def test_a_mistake_is_reported_once_with_status_2(tiny, tmp_path):
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(tiny, tmp_path):
-    first = launch(*tiny, "--training.max_steps", "4000")
+    first = launch(*tiny, "--training.max_steps", "4000", "--training.save_strategy", "no")  # until it is stopped
     while not (tmp_path / "run/status.json").exists():
         assert first.poll() is None
         time.sleep(0.1)
