@@ -30,6 +30,7 @@ from harness.exits import (
     Stopped,
     UserError,
     in_short,
+    pending,
     read_status,
     write_status,
     write_whole,
@@ -65,6 +66,7 @@ class Checkpoints(TrainerCallback):
         self.after_step: tuple | None = None  # see Trainer.random_and_batch
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.signal = pending[0] if pending else None
         self.handlers = take_signals(self._stop, end_at_once)
         # Upstream would delete older checkpoints before the new one is sealed.
         self.limit, args.save_total_limit = args.save_total_limit, None
@@ -214,7 +216,7 @@ def sole_run(args: TrainingArguments) -> Iterator[None]:
         except (Timeout, OSError) as error:
             in_use = isinstance(error, Timeout)
             by = f"in use by another run ({holder.read_text()})" if in_use else f"not to be locked: {error}"
-            raise UserError(f"training.output_dir: {folder} is {by}; choose another") from None
+            raise UserError(f"training.output_dir: {folder} is {by}; wait for it, stop it, or choose another") from None
         holder.write_text(f"process {os.getpid()} on {platform.node()}")
 
     first_decides(args, acquire)

@@ -2,6 +2,7 @@
 128 + N (stopped by signal N), one line on stderr, and status.json. Also two small helpers for everything else.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from harness.signals import end_at_once, take_signals
 
 ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes its last line for harness.launch
 RANK = int(os.environ.get("RANK", 0))
+pending: list[int] = []  # signals that have come outside of training
 
 
 class UserError(Exception):
@@ -129,11 +131,14 @@ def exit_status(
     """Run `main`, print what stopped it, if anything did, and return the exit status."""
 
     def stop(number):
+        pending.append(number)  # where Python drops an exception, as in a weakref's callback, training looks here
         raise Stopped(number, if_stopped)
 
     take_signals(stop, end_at_once)
     if RANK:
         _be_silent()
+    if ENDS in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, and save, where harness.launch is killed
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
     for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there, and what torch will rename
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -35,8 +35,20 @@ IF_SAVED = "the same command with --resume goes on from the newest checkpoint, i
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = launch_command_parser().parse_args(arguments)
-    if not options.config_file and not Path(default_config_file).exists():
+    parser = launch_command_parser()
+    parser.prog, parser.description = "harness.launch", __doc__
+    parser.usage = "python -m harness.launch [arguments of accelerate launch] --num_processes N train_grpo.py [its own]"
+    options = parser.parse_args(arguments)
+    if not (options.module or options.no_python or Path(options.training_script).exists()):
+        raise UserError(f"{options.training_script}: there is no such script; name train_grpo.py, then its arguments")
+    if options.num_processes is not None and options.num_processes < 1:
+        raise UserError(f"--num_processes {options.num_processes}: starts nothing; give the number of GPUs")
+    config = Path(options.config_file or default_config_file)
+    if not (
+        options.num_machines or options.main_process_port or (config.exists() and "machines" in config.read_text())
+    ):
+        options.main_process_port = 0  # any that is free, for two runs on one machine
+    if not options.config_file and not config.exists():
         if (options.num_processes or torch.cuda.device_count()) < 2:  # there is nothing to launch
             os.execv(sys.executable, [sys.executable, options.training_script, *options.training_script_args])
         engines = ("cpu", "tpu", "use_fsdp", "use_deepspeed", "use_megatron_lm")

@@ -179,6 +179,8 @@ class Report(TrainerCallback, ExportableState):
         """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
         folder, state, python = self.folder, self.trainer.state, os.path.relpath(sys.executable)
         tool = f"{'' if Path.cwd() == ROOT else f'PYTHONPATH={ROOT} '}{python} -m harness"
+        processes = self.trainer.args.world_size
+        start = python if processes == 1 else f"{tool}.launch --num_processes {processes}"
         model = f"{folder}-merged" if self.settings.lora else folder
         best = best_in_words(self.trainer.args, state)
         return [
@@ -186,7 +188,7 @@ class Report(TrainerCallback, ExportableState):
             *([f"merge it:    {tool}.merge {folder}"] if self.settings.lora else []),
             f"talk to it:  {tool}.chat {folder}",
             f"compare it:  {tool}.compare {folder}",
-            f"go on:       {python} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder}/config.yaml "
+            f"go on:       {start} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder}/config.yaml "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
             *(f"warning: {warning}" for warning in self.watch.warnings.values()),
             self._verdict(),

@@ -177,7 +177,7 @@ def training_arguments(settings: Settings):
         section = "lora"
         return arguments, settings.lora and LoraConfig(**settings.lora)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
-        message = one_line(error)
+        message = one_line(error).rstrip(".")
         for key, value in getattr(settings, section).items():
             if key in message or (isinstance(value, str) and message.startswith(value)):
                 raise settings.error(f"{section}.{key}", f"{message}; fix the value") from error
@@ -221,6 +221,9 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
+        if "." not in name and name[2:] not in SECTIONS:
+            near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+            raise UserError(f"{name}: unknown option{f', did you mean {near[0]}?' if near else ''}; fix or remove it")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
         value = value if equals else rest.pop(0)  # parsed with its key's type, so that a name may look like a number

@@ -10,7 +10,7 @@ from typing import Any
 # SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 REPEATED = 3  # seconds in which a signal that comes again is the same one
-STOPPING = b"\nstopping: this optimizer step is finished and saved first; once more stops at once\n"
+STOPPING = b"\nstopping: an optimizer step that has begun is finished and saved first; once more stops at once\n"
 
 
 def take_signals(first: Callable[[int], None], again: Callable[[int], None]) -> dict[int, Any]:

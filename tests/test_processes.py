@@ -139,15 +139,12 @@ def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_re
 
 def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     """srun and scontrol are stand-ins; the script, the signal and the run are real."""
-    stand_ins = {
-        "srun": 'exec "$@"',
-        "scontrol": f'echo "$@" >> {tmp_path}/requeued',
-        "python": f'exec {sys.executable} "$@"',
-    }
+    stand_ins = {"srun": 'exec "$@"', "scontrol": f'echo "$@" >> {tmp_path}/requeued'}
     for name, does in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     slurm = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2"}
+    slurm["PYTHON"] = sys.executable
     script = ["bash", "examples/slurm/one_node.sbatch", *tiny, "--training.max_steps", "30"]
     job = subprocess.Popen(script, cwd=ROOT, env=os.environ | slurm)
     while not (tmp_path / "run/status.json").exists() or not state(tmp_path / "run").get("step"):
