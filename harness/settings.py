@@ -209,6 +209,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     parser.add_argument("--keep", action="store_true", help="with --rehearse: keep the figures, to compare the run")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=", ".join(map(" ".join, versions().items())))
+    parser.error = _refuse
     options, rest = parser.parse_known_args(arguments)
     if options.rehearse and (options.check or options.resume):
         raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
@@ -235,6 +236,10 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         places |= {".".join(parts[: i + 1]): "" for i in range(len(parts))}
         content = _laid_over(content, functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value))
     return options, (content, places)
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"command line: {message}; see --help")
 
 
 class _Loader(yaml.SafeLoader):
