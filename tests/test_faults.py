@@ -107,6 +107,13 @@ def test_rounding_by_chance_is_resumed_exactly(policy, tmp_path, monkeypatch):
     assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8], monkeypatch, *low_bit) == whole
 
 
+def test_a_signal_whose_exception_was_dropped_before_training_stops_it(tiny, tmp_path, monkeypatch):
+    """Python drops what is raised in a weakref's callback, and a signal's handler may run there."""
+    monkeypatch.setattr("harness.checkpoints.pending", [signal.SIGTERM])
+    with pytest.raises(Stopped, match="checkpoint-1 is complete"):
+        train_grpo.main(tiny)
+
+
 def test_a_stop_where_an_epoch_ends_saves_once(tiny, tmp_path, monkeypatch):
     saves, save, step = [], GRPOTrainer._save_checkpoint, GRPOTrainer.training_step
 

@@ -1,6 +1,7 @@
 """Several processes of one run, started by harness.launch: one line and one status for all; what is stopped goes on."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 from test_faults import STEPS, weights
 from transformers import AutoModelForCausalLM
 
+import harness.launch
 import train_grpo
 from harness.checkpoints import fault, newest_complete
+from harness.exits import UserError
 
 SHARDED = ["fsdp2", pytest.param("zero3", marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="no deepspeed"))]
 
@@ -66,6 +69,26 @@ def test_a_mistake_is_reported_once_with_status_2(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--num_processes", "0", "train_grpo.py"], "--num_processes 0: starts nothing"),
+        (["--num_processes", "2", "nope.py"], "nope.py: there is no such script"),
+        (
+            ["--config_file", "nope.yaml", "--num_processes", "2", "train_grpo.py"],
+            "launch: The passed configuration file",
+        ),
+    ],
+)
+def test_a_mistake_in_the_launchers_own_arguments(arguments, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr("harness.launch.take_signals", lambda *_: None)
+    with pytest.raises(UserError, match=f"^{words}"):
+        harness.launch.main(arguments)
+    logging.disable(logging.NOTSET)
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(tiny, tmp_path):
     first = launch(*tiny, "--training.max_steps", "4000", "--training.save_strategy", "no")  # until it is stopped
     while not (tmp_path / "run/status.json").exists():
@@ -97,6 +120,19 @@ def test_a_stop_in_any_way_saves_and_loses_nothing(tiny, tmp_path, uninterrupted
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(tiny, tmp_path, uninterrupted):
     line = ended(launch(*tiny, *STEPS, script="tests/break_it.py kill:3@1"), 1)
     assert line.startswith("error: process 1 was killed by SIGKILL")
+    ended(launch(*tiny, *STEPS, "--resume"), 0)
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+
+
+def test_a_killed_launcher_leaves_no_process_behind_and_the_run_goes_on(tiny, tmp_path, uninterrupted):
+    launched = launch(*tiny, *STEPS, script="tests/break_it.py slow:2")
+    while not (tmp_path / "run/status.json").exists() or not state(tmp_path / "run").get("step"):
+        assert launched.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(launched.pid).children(recursive=True)
+    launched.kill()
+    assert len(children) == 2 and not psutil.wait_procs(children, timeout=60)[1]
+    assert state(tmp_path / "run")["status"] == "stopped"
     ended(launch(*tiny, *STEPS, "--resume"), 0)
     assert weights(tmp_path / "run") == weights(uninterrupted)
 
