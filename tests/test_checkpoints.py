@@ -10,7 +10,7 @@ import torch
 from trl import GRPOTrainer
 
 import train_grpo
-from harness.checkpoints import fault, newest_complete, seal
+from harness.checkpoints import Checkpoints, fault, newest_complete, seal
 from harness.exits import RunError, UserError
 from harness.watch import Watch
 
@@ -171,3 +171,13 @@ def test_loading_a_policy_never_executes_what_it_carries(tiny, policy, tmp_path)
         with pytest.raises((UserError, RunError)):
             train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
         assert not (tmp_path / "executed").exists(), folder
+
+
+def test_the_best_checkpoint_is_kept_also_where_its_folder_is_named_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in (1, 2, 3):
+        (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+    checkpoints = Checkpoints(None, None)
+    checkpoints.limit = 1
+    checkpoints._seal(str(tmp_path / "run"), 3, "run/checkpoint-1")  # as before a resume with the absolute path
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-3"]
