@@ -6,6 +6,7 @@ python -m harness.launch --config_file recipes/launch/fsdp2.yaml --num_processes
 It takes every argument of `accelerate launch`. A signal goes on to the processes, which finish their step and save it.
 """
 
+import argparse
 import json
 import logging
 import os
@@ -34,7 +35,8 @@ DEFAULTS = {
 IF_SAVED = "the same command with --resume goes on from the newest checkpoint, if there is one"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def launch_options(arguments: list[str] | None) -> argparse.Namespace:
+    """accelerate's options, with a free port, and a process for each of --num_processes where there is no GPU too."""
     parser = launch_command_parser()
     parser.prog, parser.description = "harness.launch", __doc__
     parser.usage = "python -m harness.launch [arguments of accelerate launch] --num_processes N train_grpo.py [its own]"
@@ -44,16 +46,19 @@ def main(arguments: list[str] | None = None) -> None:
     if options.num_processes is not None and options.num_processes < 1:
         raise UserError(f"--num_processes {options.num_processes}: starts nothing; give the number of GPUs")
     config = Path(options.config_file or default_config_file)
-    if not (
-        options.num_machines or options.main_process_port or (config.exists() and "machines" in config.read_text())
-    ):
+    several_machines = options.num_machines or (config.exists() and "num_machines" in config.read_text())
+    if not several_machines and not options.main_process_port:
         options.main_process_port = 0  # any that is free, for two runs on one machine
-    if not options.config_file and not config.exists():
-        if (options.num_processes or torch.cuda.device_count()) < 2:  # there is nothing to launch
-            os.execv(sys.executable, [sys.executable, options.training_script, *options.training_script_args])
+    if not config.exists():
         engines = ("cpu", "tpu", "use_fsdp", "use_deepspeed", "use_megatron_lm")
-        # Or accelerate would start one process where there is no GPU.
         options.multi_gpu = not any(getattr(options, name) for name in engines)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = launch_options(arguments)
+    if options.multi_gpu and (options.num_processes or torch.cuda.device_count()) < 2:  # there is nothing to launch
+        os.execv(sys.executable, [sys.executable, options.training_script, *options.training_script_args])
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     logging.disable()  # torch's pages about processes that end
