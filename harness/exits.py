@@ -130,7 +130,11 @@ def exit_status(
 ) -> int:
     """Run `main`, print what stopped it, if anything did, and return the exit status."""
 
+    over: list[bool] = []
+
     def stop(number):
+        if over:  # Python is cleaning up; the exit status is known
+            return
         pending.append(number)  # where Python drops an exception, as in a weakref's callback, training looks here
         raise Stopped(number, if_stopped)
 
@@ -143,7 +147,10 @@ def exit_status(
     for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there, and what torch will rename
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        main()
+        try:
+            main()
+        finally:
+            over.append(True)
     except (UserError, RunError) as error:
         if isinstance(error, RunError):
             from tqdm import tqdm

@@ -223,7 +223,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         if not name.startswith("--"):
             raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
         if "." not in name and name[2:] not in SECTIONS:
-            near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+            near = difflib.get_close_matches(name, [f"--{option}" for option in vars(options)], n=1)
             raise UserError(f"{name}: unknown option{f', did you mean {near[0]}?' if near else ''}; fix or remove it")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
