@@ -232,7 +232,7 @@ def resolve_resume(resume: bool | str, training: dict[str, Any]) -> bool | str:
         return resume
     output_dir = training["output_dir"]
     known = read_status(output_dir)
-    if known.get("status") == "done" and known["step"] >= training.get("max_steps", 0):
+    if known.get("status") == "done" and known.get("step", 0) >= training.get("max_steps", 0):
         print(f"{output_dir}: this run is done")
         sys.exit()
     return resume if _numbered(output_dir) else False

@@ -23,6 +23,7 @@ from harness.signals import end_at_once, take_signals
 
 ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes its last line for harness.launch
 RANK = int(os.environ.get("RANK", 0))
+SMALLER = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
 pending: list[int] = []  # signals that have come outside of training
 
 
@@ -119,8 +120,7 @@ def _with_traceback(error: Exception, log: Path) -> str:
         where = f"no traceback in {log}: {problem.strerror}"
     words = one_line(error) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
-        remedy = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
-        words = f"out of GPU memory ({words[:120]}); {remedy}"
+        words = f"out of GPU memory ({words[:120]}); {SMALLER}"
     return f"{words} ({where})"
 
 
@@ -160,7 +160,7 @@ def exit_status(
         return _say(f"error: {error}", 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return _say(f"\nstopped by {signal.Signals(stopped.number).name}: {stopped}", 128 + stopped.number)
-    except SystemExit as done:  # --help, --print_config, a run that is done already; 2: argparse has said why
+    except SystemExit as done:  # --help, --print_config, a run that is done already
         return _say("", done.code or 0)
     return _say("", 0)
 

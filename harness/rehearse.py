@@ -26,7 +26,7 @@ from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOConfig
 
 from harness.check import GB, Footprint, moved_share, rounded_away, rounds_by_chance, run_length
-from harness.exits import RunError, UserError
+from harness.exits import SMALLER, RunError, UserError
 from harness.loading import Data
 from harness.rewarding import FLAT
 from harness.settings import Settings, versions
@@ -54,8 +54,7 @@ def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise  # the folder stays, as its error.log has the traceback
         shutil.rmtree(args.output_dir)
-        smaller = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
-        raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {smaller}, or try --fit") from error
+        raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {SMALLER}, or try --fit") from error
     shutil.rmtree(args.output_dir)
 
 

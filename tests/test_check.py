@@ -256,6 +256,14 @@ def test_only_rounding_by_chance_keeps_small_steps_in_bfloat16(tiny, capsys):
         assert ("the rest round back" in capsys.readouterr().out) is warned
 
 
+def test_a_launcher_that_kills_after_half_a_minute_is_named(tiny, capsys, monkeypatch):
+    for shutdown, warned in ((None, True), ("600", False)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", shutdown) if shutdown else None
+        train_grpo.main([*tiny, "--check"])
+        assert ("kills a run 30 s after a signal" in " ".join(capsys.readouterr().out.split())) is warned
+
+
 def test_what_low_bits_need_is_checked(tiny, monkeypatch):
     quantized = ["--model.quantization_config", "{load_in_4bit: true}"]
     monkeypatch.setattr("harness.check.find_spec", lambda name: None)

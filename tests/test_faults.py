@@ -237,6 +237,13 @@ def test_a_run_that_learned_nothing_is_not_done(tiny, tmp_path):
     assert "**Failed: the weights have not changed" in card(tmp_path / "run")
 
 
+def test_a_run_that_leaves_no_model_is_not_done(tiny, monkeypatch):
+    """As ZeRO-3 leaves none without zero3_save_16bit_model."""
+    monkeypatch.setattr(GRPOTrainer, "save_model", lambda self, output_dir=None, _internal_call=False: None)
+    with pytest.raises(RunError, match="no model was written; set zero3_save_16bit_model: true"):
+        train_grpo.main([*tiny, "--training.save_strategy", "no"])
+
+
 def test_a_change_of_dtype_stops_the_run_at_its_first_step(tiny, tmp_path):
     casts = ["--training.bf16", "true", "--training.use_transformers_continuous_batching", "true"]
     with pytest.raises(RunError, match="step 1: the trained weights have turned from torch.float32 to torch.bfloat16"):

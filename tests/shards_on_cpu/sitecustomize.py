@@ -10,8 +10,8 @@ CHANGES = [
     ('            if not cpu and self.backend != "xla":', '            if self.backend != "xla":'),
     ('"ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and not cpu:', '"ACCELERATE_USE_DEEPSPEED") == "true":'),
     (
-        "DistributedType.MULTI_NEURON,\n            ]:\n                # TODO",
-        "DistributedType.MULTI_NEURON, DistributedType.MULTI_CPU,\n            ]:\n                # TODO",
+        "DistributedType.MULTI_NEURON,\n            ]:\n",
+        "DistributedType.MULTI_NEURON, DistributedType.MULTI_CPU,\n            ]:\n",
     ),
 ]
 
