@@ -6,43 +6,38 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, TrainerState
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.checkpoints import first_decides
 from harness.exits import ENDS, UserError, one_line
+from harness.footprint import (
+    GB,
+    LOW_BIT,
+    Footprint,
+    footprint,
+    moved_share,
+    rounded_away,
+    rounds_by_chance,
+    sharding,
+    weights_dtype,
+)
 from harness.loading import Data, Policy, loading_problem
 from harness.record import completions_a_step
 from harness.rewarding import RewardError, details, score
 from harness.settings import Settings
 from harness.watch import GUARDED
-
-GB = 1e9
-DIVIDED_FROM = {"weights": 3, "reference model": 3, "gradients": 2, "optimizer": 1}  # from this stage of ZeRO on
-LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits a value of Adam's state, block scales included
-
-
-@dataclass
-class Footprint:
-    """Estimated bytes of a run on each GPU, and of what it leaves on the disk."""
-
-    parameters: int
-    trainable: int
-    memory: dict[str, float]
-    disk: float
 
 
 def check_machine(settings: Settings) -> None:
@@ -175,67 +170,6 @@ def check_output(settings: Settings, output_dir: str, needed: float) -> None:
         raise settings.error(key, f"{problem}in {folder}; free some, or lower save_total_limit")
 
 
-def weights_dtype(settings: Settings, config: PreTrainedConfig) -> torch.dtype:
-    """What model.dtype comes to: `auto`, or nothing, is the type that the model was saved in."""
-    dtype = settings.model.get("dtype") or "auto"
-    return config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
-
-
-def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lora: LoraConfig | None) -> Footprint:
-    """Sizes from the model's shape alone: it is built on the meta device, without weights."""
-    dtype = weights_dtype(settings, config)
-    unset_hf_deepspeed_config()  # or ZeRO-3 would divide a model that has no weights
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
-        parameters = model.num_parameters()
-        try:
-            model = get_peft_model(model, lora) if lora else model
-        except Exception as error:  # ValueError: Target modules {...} not found in the base model
-            raise settings.error("lora", one_line(error)) from error
-    if args.deepspeed_plugin:
-        set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fsdp, zero = sharding(args)
-    text = config.get_text_config()
-    layers, hidden = text.num_hidden_layers, text.hidden_size
-    width = torch.finfo(dtype).bits // 8
-    mixed = args.bf16 or args.fp16
-    trained_width = 4 if lora or (fsdp and mixed) else width  # in which peft and FSDP2 keep what is trained
-    state_width = LOW_BIT.get(args.optim, 8 * trained_width) / 8
-    embeddings = text.vocab_size * text.hidden_size  # these stay as they are where the rest is quantized
-    quantized = (settings.model.get("quantization_config") or {}).get("load_in_4bit")
-    weights = embeddings * width + (parameters - embeddings) * 0.52 if quantized else parameters * width
-    tokens = (settings.prompts.max_length or 256) + args.max_completion_length
-    micro_batch = args.per_device_train_batch_size
-    sampled = micro_batch * args.steps_per_generation
-    kept = layers * 2 * hidden if args.gradient_checkpointing else 0
-    per_layer = 16 * hidden + 6 * text.intermediate_size  # bytes a token in bfloat16: attention, norms, MLP
-    head_size = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
-    memory = {
-        "weights": weights if lora else parameters * trained_width,
-        "gradients": trainable * trained_width,
-        # ZeRO's state is in float32, with the weights once more.
-        "optimizer": trainable * (12 if zero and mixed else 2 * state_width),
-        "reference model": parameters * width if args.beta and not lora else 0,
-        "weights gathered to sample": parameters * width if zero == 3 and not args.use_vllm else 0,
-        "activations": micro_batch * tokens * (kept + per_layer * (1 if kept else layers)),
-        "logits": 3 * 4 * sampled * text.vocab_size,  # of one sampled token a sequence, in float32, with two copies
-        "KV cache": sampled * tokens * layers * 2 * text.num_key_value_heads * head_size * 2,
-    }
-    for name, stage in DIVIDED_FROM.items():
-        memory[name] /= args.world_size if fsdp or zero >= stage else 1
-    saved = trainable * trained_width
-    checkpoint = saved + (0 if args.save_only_model else 2 * trainable * state_width)
-    count = 0 if args.save_strategy == "no" else args.save_total_limit or 10
-    return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
-
-
-def sharding(args: GRPOConfig) -> tuple[bool, int]:
-    """(whether FSDP divides the model over the processes, DeepSpeed's ZeRO stage or 0), as the launcher has chosen."""
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return fsdp, args.deepspeed_plugin.zero_stage if args.deepspeed_plugin else 0
-
-
 def run_length(args: GRPOConfig, prompts: int) -> tuple[int, int]:
     """(optimizer steps, generation calls) of a run over so many prompts."""
     steps_per_call = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
@@ -275,22 +209,6 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     for name, line in rows:
         table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
     Console().print(table)
-
-
-def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:
-    """The share of weights that change, in their dtype, when the learning rate is added, as a step of Adam does."""
-    moved = sum(int((weight.detach() + learning_rate != weight).sum()) for weight in weights)
-    return moved / sum(weight.numel() for weight in weights)
-
-
-def rounds_by_chance(args: GRPOConfig) -> bool:
-    """Whether bfloat16 weights are rounded up or down by chance, so that small steps are kept on average (torchao)."""
-    return args.optim in LOW_BIT and "bf16_stochastic_round=true" in (args.optim_args or "").lower().replace(" ", "")
-
-
-def rounded_away(share: float) -> str:
-    """What moved_share means, in words."""
-    return f"a step moves {share:.0%} of the weights, the rest round back; recipes/24gb.yaml keeps small steps"
 
 
 def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:

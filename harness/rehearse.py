@@ -25,8 +25,9 @@ import torch
 from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOConfig
 
-from harness.check import GB, Footprint, moved_share, rounded_away, rounds_by_chance, run_length
+from harness.check import run_length
 from harness.exits import SMALLER, RunError, UserError
+from harness.footprint import GB, Footprint, moved_share, rounded_away, rounds_by_chance
 from harness.loading import Data
 from harness.rewarding import FLAT
 from harness.settings import Settings, versions

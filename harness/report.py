@@ -18,9 +18,9 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.card import model_card, score_words
-from harness.check import GB
 from harness.curves import draw_curves, reward_means
 from harness.exits import RunError, write_whole
+from harness.footprint import GB
 from harness.loading import Data
 from harness.record import completions_a_step
 from harness.rehearse import figures_file, memory_in_use

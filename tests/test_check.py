@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, refused
 
 import train_grpo
-from harness.check import footprint
+from harness.footprint import footprint
 from harness.settings import read_settings, training_arguments
 
 

@@ -12,8 +12,8 @@ from transformers.integrations import TensorBoardCallback
 
 import train_grpo
 from harness import rehearse
-from harness.check import moved_share
 from harness.exits import RunError, UserError
+from harness.footprint import moved_share
 from harness.rehearse import figures_file
 from harness.settings import read_settings
 
