@@ -61,7 +61,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
             axes.legend(fontsize=8)
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    temporary = path.with_suffix(f".{os.getpid()}.png")
+    temporary = path.with_name(f"_{os.getpid()}_{path.name}")
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)  # whoever looks at it meanwhile never sees half a picture
 

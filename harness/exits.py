@@ -55,7 +55,7 @@ def in_short(error: BaseException) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write `text` so that a kill or a full disk leaves the old file or the new one, and never half of one."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"_{path.name}.tmp")  # what begins with _ is not uploaded: it may be gone in mid-upload
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

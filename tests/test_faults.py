@@ -301,6 +301,15 @@ def test_a_stop_pushes_nothing(tiny, monkeypatch):
     assert hub.uploads == 0
 
 
+def test_no_half_written_file_is_uploaded(tiny, tmp_path, monkeypatch):
+    """It would be gone before it is read, and the upload lost; what begins with _ is left out."""
+    replace, names = Path.replace, set()
+    monkeypatch.setattr(Path, "replace", lambda self, path: names.add(self) or replace(self, path))
+    train_grpo.main([*tiny, "--training.save_steps", "2"])
+    names = {path.relative_to(tmp_path / "run").parts[0] for path in names}
+    assert len(names) > 5 and all(name.startswith(("_", "checkpoint-")) for name in names)
+
+
 @pytest.mark.parametrize(
     ("lost", "status", "words"),
     [
