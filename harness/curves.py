@@ -1,6 +1,6 @@
 """Curves: the article's figure, for one run or for several laid over each other."""
 
-import os
+import io
 import re
 import textwrap
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from harness.exits import write_whole
 from harness.rewarding import reward_functions, title
 
 SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
@@ -61,9 +62,8 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
             axes.legend(fontsize=8)
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    temporary = path.with_name(f"_{os.getpid()}_{path.name}")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)  # whoever looks at it meanwhile never sees half a picture
+    figure.savefig(png := io.BytesIO(), dpi=110)
+    write_whole(path, png.getvalue())
 
 
 def reward_means(log: dict[str, float]) -> dict[str, float]:

@@ -53,10 +53,10 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` so that a kill or a full disk leaves the old file or the new one, and never half of one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` so that whoever reads it, also after a kill, finds the old file or the new, never half of one."""
     temporary = path.with_name(f"_{path.name}.tmp")  # what begins with _ is not uploaded: it may be gone in mid-upload
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
 
 

@@ -222,4 +222,4 @@ class Report(TrainerCallback, ExportableState):
             status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        model_card(self, status).save(self.folder / "README.md")
+        write_whole(self.folder / "README.md", str(model_card(self, status)))

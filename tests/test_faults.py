@@ -302,12 +302,13 @@ def test_a_stop_pushes_nothing(tiny, monkeypatch):
 
 
 def test_no_half_written_file_is_uploaded(tiny, tmp_path, monkeypatch):
-    """It would be gone before it is read, and the upload lost; what begins with _ is left out."""
-    replace, names = Path.replace, set()
-    monkeypatch.setattr(Path, "replace", lambda self, path: names.add(self) or replace(self, path))
+    """Half a card is refused by the Hub, and a file that is gone before it is read ends an upload."""
+    replace, written = Path.replace, {}
+    monkeypatch.setattr(Path, "replace", lambda self, path: written.update({path: self.name}) or replace(self, path))
     train_grpo.main([*tiny, "--training.save_steps", "2"])
-    names = {path.relative_to(tmp_path / "run").parts[0] for path in names}
-    assert len(names) > 5 and all(name.startswith(("_", "checkpoint-")) for name in names)
+    ours = {"README.md", "reward_curves.png", "samples.jsonl", "status.json", "config.yaml", "rewards.py", "run.json"}
+    assert ours <= {path.name for path in written if path.parent == tmp_path / "run"}
+    assert all(name.startswith("_") for name in written.values())
 
 
 @pytest.mark.parametrize(
