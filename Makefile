@@ -20,7 +20,7 @@ test faults: export OMP_WAIT_POLICY ?= PASSIVE
 # A process for each core, with a thread each.
 test faults: export OMP_NUM_THREADS ?= 1
 
-test: .venv/installed
+test: .venv/installed .venv/deepspeed
 	.venv/bin/python -m pytest -n auto --dist loadfile
 
 faults: .venv/installed  # stopped at every step, killed at every file: 6 minutes
@@ -41,6 +41,11 @@ gpu: .venv/installed  # flash-attn, vLLM: optional, see requirements-gpu.txt
 	$(PYTHON) -c "import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/deepspeed: .venv/installed  # for ZeRO-3's tests, beside the packages: among them every start would import it
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ deepspeed==0.19.8 einops==0.8.2 \
+	    hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
 	touch $@
 
 demo/model/config.json: .venv/installed demo/build.py demo/questions.jsonl
