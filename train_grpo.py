@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
             trainer.add_callback(callback)
         if args.process_index == 0:
             write_record(settings, args, data)
-        report.begin()
+        report.watch.look_at_untrained(trainer.model)
         with checkpoints.rescue():
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete

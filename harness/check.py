@@ -1,9 +1,7 @@
 """Check: what can go wrong goes wrong here, in seconds and in one line; then the plan of the run is printed."""
 
-import inspect
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -18,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from harness.checkpoints import first_decides
 from harness.exits import ENDS, UserError, one_line
@@ -120,13 +118,11 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
         raise UserError(f"dataset: {data.in_words()}; {problem}would be trained; {remedy}")
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
-    if metric := args.metric_for_best_model:
-        # What TRL logs stands nowhere but in its source.
-        logged = re.findall(r"""_metrics\[mode\]\["([\w/]+)"\]""", inspect.getsource(GRPOTrainer))
-        usual = ["reward", *(f"rewards/{name}/mean" for name in settings.rewards), GUARDED]
-        if metric.removeprefix("eval_") not in [*usual, "loss", *logged]:
-            problem = f"there is no {metric!r}; choose one of {', '.join(usual)}"
-            raise settings.error("training.metric_for_best_model", problem)
+    names = [name.split("/")[-1] for name in settings.rewards]  # as TRL logs them
+    metrics = ["reward", *(f"rewards/{name}/mean" for name in names), GUARDED]
+    if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
+        problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
+        raise settings.error("training.metric_for_best_model", problem)
     context, prompt = config.get_text_config().max_position_embeddings, settings.prompts.max_length or 0
     if prompt + args.max_completion_length > context:
         problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
@@ -216,8 +212,6 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     doubts = []
     if settings.lora and (rate := args.learning_rate) < 1e-5:
         doubts.append(f"learning_rate {rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml")
-    if args.load_best_model_at_end and args.metric_for_best_model == "loss":
-        doubts.append("the best checkpoint by loss says little in GRPO; name another metric_for_best_model: reward")
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)

@@ -26,6 +26,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
         entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
+    entries = {name.split("/")[-1]: entry for name, entry in entries.items()}  # as TRL logs them
     order = {name: i for i, name in enumerate(entries)}  # a resumed run's logs have theirs by the alphabet
     names = sorted(reward_names(runs), key=lambda name: order.get(name, len(order)))
     panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [

@@ -64,8 +64,7 @@ def log_line(args, state, logs: dict[str, float]) -> str:
 class Report(TrainerCallback, ExportableState):
     """Writes reward_curves.png, samples.jsonl and README.md into `training.output_dir`.
 
-    `begin` is to be called before training, `finish` after it, both on every process. The untrained policy is asked
-    where training begins.
+    The untrained policy is asked where training begins; `finish` is to be called after it, on every process.
     """
 
     def __init__(self, trainer: GRPOTrainer, settings: Settings, data: Data):
@@ -89,10 +88,6 @@ class Report(TrainerCallback, ExportableState):
         self.over = False
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
-
-    def begin(self) -> None:
-        """Look at the weights; to be called before training, on every process."""
-        self.watch.look_at_untrained(self.trainer.model)
 
     def _read_before(self) -> list[dict[str, Any]] | None:
         try:

@@ -126,7 +126,8 @@ def reward_model(tmp_path, policy) -> str:
 
 
 def test_a_reward_model_is_named_by_its_folder(tiny, tmp_path, reward_model):
-    train_grpo.main([*tiny, f"--rewards.{reward_model}.weight", "1"])
+    best = ["--training.metric_for_best_model", "rewards/judge/mean"]  # TRL logs it under the last part of its name
+    train_grpo.main([*tiny, f"--rewards.{reward_model}.weight", "1", *best])
     scores = [log["rewards/judge/mean"] for log in history(tmp_path / "run") if "reward" in log]
     assert len(set(scores)) > 1  # it judged different completions differently
 

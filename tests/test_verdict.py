@@ -154,10 +154,9 @@ def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("no change: total 0.00 (0.00 to 0.00); kept: emoji 0.00")
 
 
-def test_a_metric_that_is_not_there_is_reported_at_the_start(tiny):
+@pytest.mark.parametrize("metric", ["rewards/emojireward/mean", "loss"])  # upstream takes the loss where none is named
+def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny, metric):
     best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
-    message = refused([*tiny, *best, "--training.metric_for_best_model", "rewards/emojireward/mean"])
-    assert message.startswith(
-        "training.metric_for_best_model: there is no 'rewards/emojireward/mean'; choose one of reward"
-    )
+    message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
+    assert f"training.metric_for_best_model: '{metric}' is no metric of the rewards; choose one of reward" in message
     assert "rewards/emoji_reward/mean" in message and "reward_while_canaries_hold" in message
