@@ -1,6 +1,7 @@
 """Loading: the policy without its weights, an attention that works here, reward models, and prompts from the data."""
 
 import difflib
+import functools
 import hashlib
 import json
 import random
@@ -25,12 +26,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig
 
 from harness.exits import UserError, in_short
+from harness.rewarding import PASSED
 from harness.settings import Settings
 
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
-RESERVED = {"prompts", "completions", "completion", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-RESERVED |= {"tools", "image", "images", "environment", "environments", "held_out", "prompt_length", "prompt_hash"}
+RESERVED = PASSED | {"completion", "tools", "image", "images", "environment", "environments"}
+RESERVED |= {"held_out", "prompt_length", "prompt_hash"}
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 NOT_ON_THE_HUB = {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
 HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}
@@ -132,8 +134,8 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     At most a quarter of the questions is held out. A prompt over `prompts.max_length` tokens, the template and its
     generation prompt included, is dropped. So is each further row with a question that is held out.
     """
-    prompts = settings.prompts
-    rows = _renamed(settings, _load_rows(settings))
+    prompts, template = settings.prompts, settings.training.get("chat_template_kwargs") or {}
+    rows = _with_question_column(settings, _load_rows(settings))
     if taken := sorted(RESERVED & set(rows.column_names) - {prompts.column}):
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
@@ -141,7 +143,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     def add_prompts(batch: dict[str, list]) -> dict[str, list]:
         messages = [as_messages(question, prompts.system) for question in batch[prompts.column]]
         asked = [conversation for conversation in messages if conversation]
-        lengths = iter(token_counts(asked, tokenizer) if asked else [])
+        lengths = iter(token_counts(asked, tokenizer, template) if asked else [])
         return {
             "prompt": messages,
             "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
@@ -151,7 +153,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     rows = rows.map(add_prompts, batched=True, desc="Chat template")
     lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
     empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
-    if empty.any() and not prompts.drop_empty:
+    if empty.all() or (empty.any() and not prompts.drop_empty):
         first = [int(i) for i in empty.nonzero()[0][:5]]
         held = f"rows {', '.join(map(str, first))}; row {first[0]} holds {str(rows[first[0]][prompts.column])[:60]!r}"
         problem = (
@@ -161,18 +163,16 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         raise settings.error("prompts.column", problem)
     kept = (~empty & ~too_long).nonzero()[0]
     if not len(kept):
-        problem = (
-            f"no prompt is left; the shortest of {len(rows):,} has {lengths.min()} tokens after the chat template, "
-            f"{prompts.max_length} are allowed; raise it"
-        )
+        shortest = f"the shortest of {len(rows):,} has {lengths[~empty].min()} tokens after the chat template"
+        problem = f"no prompt is left; {shortest}, {prompts.max_length} are allowed; raise it"
         raise settings.error("prompts.max_length", problem)
     firsts = kept[np.sort(np.unique(hashes[kept], return_index=True)[1])]  # of rows with the same question
     seed = settings.training.get("seed", GRPOConfig.seed)
     held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts) // 4))
     known = np.isin(hashes[kept], hashes[held_out])
     different = kept[~known]
-    trained = np.setdiff1d(firsts, held_out) if prompts.drop_duplicates else different
-    repeated = len(different) - (len(firsts) - len(held_out))
+    once = np.setdiff1d(firsts, held_out)
+    trained = once if prompts.drop_duplicates else different
     counts = {
         "read": len(rows),
         "to train on": len(trained),
@@ -180,23 +180,27 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         "empty (dropped)": int(empty.sum()),
         "too long (dropped)": int(too_long.sum()),
         "the same as a held-out one (dropped)": int(known.sum()) - len(held_out),
-        f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": repeated,
+        f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": len(different) - len(once),
     }
-    usable = rows.remove_columns(["prompt_length", "prompt_hash"])
+    usable = rows.remove_columns([*{"prompt_length", "prompt_hash"} | RESERVED & {prompts.column}])
     return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
 
 
-def token_counts(conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def token_counts(
+    conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
+) -> list[int]:
     """How many tokens the chat template makes of each, its generation prompt included."""
+    made = functools.partial(tokenizer.apply_chat_template, conversations, add_generation_prompt=True, **template)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return [*map(len, tokenizer.apply_chat_template(conversations, add_generation_prompt=True)["input_ids"])]
-    texts = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
-    tokenizer(texts[0], add_special_tokens=False)  # as upstream's call does, this ends a truncation of tokenizer.json
+        return [*map(len, made()["input_ids"])]
+    texts = made(tokenize=False)
+    tokenizer(texts[0], add_special_tokens=False)  # for its side effect: it resets the truncation of tokenizer.json
     # Upstream spends half of its time on offsets and lists of ids, which nobody needs here.
     return [*map(len, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))]
 
 
-def _renamed(settings: Settings, rows: Dataset) -> Dataset:
+def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
+    """`rows`, renamed as prompts.rename says; raises UserError where they have no prompts.column then."""
     prompts, names = settings.prompts, rows.column_names
     for old, new in (prompts.rename or {}).items():
         if old not in names or new in names:

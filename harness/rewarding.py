@@ -29,8 +29,10 @@ except Exception as error:  # any mistake in the user's own file
     place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
     raise UserError(f"rewards.py{place}: does not import ({in_short(error)}); fix it there") from error
 
+# What TRL passes to every reward beside the data's columns.
+PASSED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
-FLAT = 1e-3  # a group's values that differ by less are the same: TRL divides by their spread, which makes noise large
+FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
 NETWORK = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "APIConnectionError", "URLError"}
 RETRY_SECONDS = 1  # before the second try; twice as long before each one after it
 
@@ -53,10 +55,10 @@ def reward_functions() -> dict[str, Callable]:
 
 
 def columns(reward: Callable) -> list[str]:
-    """The columns of the data set that a reward needs: its parameters without a default."""
+    """The columns of the data set that a reward needs: its parameters without a default that TRL does not pass."""
     parameters = inspect.signature(reward).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    return [name for name in required if name not in ("completions", "prompts")]
+    return [name for name in required if name not in PASSED]
 
 
 def why_no_reward(name: str) -> str | None:
@@ -166,11 +168,11 @@ def flat_groups(values: list[float | None], prompts: list) -> float:
     return sum(flat) / len(flat)
 
 
-def score(reward: Callable, prompts: list, completions: list, columns: dict[str, list], state: Any = None) -> list:
+def score(reward: Callable, prompts: list, completions: list, others: dict[str, list], state: Any = None) -> list:
     """Call a reward outside training as TRL would call it; an async one is waited for. `state`: a TrainerState."""
     extra = {"trainer_state": state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
     ids = [[0]] * len(completions)
-    result = reward(prompts=prompts, completions=completions, completion_ids=ids, **columns, **extra)
+    result = reward(prompts=prompts, completions=completions, completion_ids=ids, **others, **extra)
     return asyncio.run(result) if inspect.isawaitable(result) else result
 
 

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse import typing as kinds
 
 from harness.exits import UserError, one_line
-from harness.rewarding import columns, reward_functions, why_no_reward
+from harness.rewarding import PASSED, columns, reward_functions, why_no_reward
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
@@ -31,7 +31,7 @@ sections of config.yaml, and where their keys are documented:
   prompts, rewards, samples                                      the comments in config.yaml
   (every training key: python -c "from trl import GRPOConfig; help(GRPOConfig)")
 """
-MOVED = {  # upstream's keys that are set elsewhere here
+REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.max_prompt_length": "TRL has dropped it; set prompts.max_length, which drops longer prompts",
     "training.reward_weights": "set the weight of each entry of rewards",
     "training.model_init_kwargs": "set them in the section model",
@@ -40,19 +40,19 @@ MOVED = {  # upstream's keys that are set elsewhere here
     "training.resume_from_checkpoint": "run the same command with --resume",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
-FINITE = kinds.restricted_number_type
-POSITIVE = FINITE("positive float", float, [(">", 0), ("<", math.inf)])
+number = kinds.restricted_number_type
+POSITIVE = number("positive float", float, [(">", 0), ("<", math.inf)])
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
     "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
     "temperature num_train_epochs logging_steps save_steps": POSITIVE,
-    "learning_rate beta": FINITE("non negative float", float, [(">=", 0), ("<", math.inf)]),
+    "learning_rate beta": number("non negative float", float, [(">=", 0), ("<", math.inf)]),
     "generation_kwargs": dict | None,
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
-    "seed": FINITE("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
+    "seed": number("int from 0 to 4294967295", int, [(">=", 0), ("<", 2**32)]),
 }
-NUMBER = FINITE("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])  # a reward's weight
+FINITE = number("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])  # a reward's weight
 UNSEEN = {  # the usual ones of those that from_pretrained takes through **kwargs
     "dtype": Literal["auto", "float32", "bfloat16", "float16"],
     "attn_implementation": str | None,
@@ -62,6 +62,8 @@ UNSEEN = {  # the usual ones of those that from_pretrained takes through **kwarg
     "trust_remote_code": bool,
 }
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+FULL_WIDTH = "a full-width space or colon; write : and spaces of half width"
+NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column training.output_dir samples.questions"
 ONE_OF_ITS_WORDS = "loss_type scale_rewards importance_sampling_level multi_objective_aggregation vllm_mode"
 
 
@@ -89,7 +91,7 @@ class Samples:
 
 @dataclass
 class Settings:
-    """The sections of config.yaml, in upstream's types; only what was asked for is there, so defaults stay upstream's.
+    """The sections of config.yaml, in upstream's types; keys that nobody set are absent, so upstream's defaults apply.
 
     `given` is the same as plain YAML; `places`: file and line by key; `options`: the switches.
     """
@@ -136,7 +138,10 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
             merged.pop("dataset", None)
             places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
         merged, places = _laid_over(merged, content), places | lines
-    merged["rewards"] = {name: entry for name, entry in merged["rewards"].items() if entry is not None}
+    for section, _, key in (name.partition(".") for name in NEEDED.split()):
+        if key not in merged.get(section, ()):
+            raise _error(places, f"{section}.{key}", "is missing; put it back into config.yaml")
+    merged["rewards"] = {name: entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
     settings = _parsed(merged, places)
     settings.options = options
     if options.print_config:
@@ -162,20 +167,26 @@ def training_arguments(settings: Settings):
     from peft import LoraConfig
     from trl import GRPOConfig
 
-    where = ("revision", "subfolder", "token", "cache_dir")
-    elsewhere = {key: value for key, value in settings.model.items() if key in where}
-    section, here = "training", {"eval_on_start": False} if settings.options.resume else {}  # the first part did that
-    named = {"run_name": Path(settings.training["output_dir"]).name, "project": "train-grpo"}  # for trackers
+    elsewhere = ("revision", "subfolder", "token", "cache_dir")
+    training: dict[str, Any] = {
+        "run_name": Path(settings.training["output_dir"]).name,  # this and project are for trackers
+        "project": "train-grpo",
+        **settings.training,
+        "trust_remote_code": settings.model.get("trust_remote_code", False),
+        # For the reference model, which TRL loads by the policy's name.
+        "model_init_kwargs": {key: settings.model[key] for key in elsewhere if key in settings.model} or None,
+    }
+    if settings.options.resume:
+        training["eval_on_start"] = False  # done before the stop
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
-        here |= {"use_cpu": True, "bf16": False, "fp16": False}
+        training |= {"use_cpu": True, "bf16": False, "fp16": False}
+    arguments = _built(settings, "training", GRPOConfig, training)
+    return arguments, settings.lora and _built(settings, "lora", LoraConfig, settings.lora)
+
+
+def _built(settings: Settings, section: str, kind: type, values: dict[str, Any]):
     try:
-        arguments = GRPOConfig(
-            **{**named, **settings.training, **here},
-            trust_remote_code=settings.model.get("trust_remote_code", False),
-            model_init_kwargs=elsewhere or None,  # for the reference model, which TRL loads by the policy's name
-        )
-        section = "lora"
-        return arguments, settings.lora and LoraConfig(**settings.lora)
+        return kind(**values)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
         message = one_line(error).rstrip(".")
         for key, value in getattr(settings, section).items():
@@ -200,7 +211,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
-    resume = "go on from the newest complete checkpoint; auto: or start, if there is none, or do nothing, if it is done"
+    resume = "go on from the newest complete checkpoint; auto: start if there is none, do nothing if the run is done"
     parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
@@ -234,7 +245,9 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
             parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
         places |= {".".join(parts[: i + 1]): "" for i in range(len(parts))}
-        content = _laid_over(content, functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value))
+        for part in reversed(parts):
+            value = {part: value}
+        content = _laid_over(content, value)
     return options, (content, places)
 
 
@@ -257,6 +270,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     def note(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
+            if key.value.startswith("\u3000"):
+                raise UserError(f"{place}: {FULL_WIDTH}")
             if name in places:
                 raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
             places[name] = place
@@ -264,15 +279,15 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), 1):
-            if re.match(r"\s*\u3000|[ \w.-]+\uff1a", line, re.ASCII) or line.startswith("\u3000"):
-                raise UserError(f"{file}:{number}: a full-width space or colon; write : and spaces of half width")
         note(yaml.compose(text, Loader=_Loader), "")
         content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
+        for number, line in enumerate(text.splitlines() if mark else (), 1):  # the mark is often a line too late
+            if re.match(r"\s*\u3000|[ \w.-]+\uff1a", line, re.ASCII):
+                raise UserError(f"{file}:{number}: {FULL_WIDTH}") from None
         place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, one_line(error))
         raise UserError(f"{place}: not YAML: {problem}; fix it there") from None
     if not isinstance(content, dict | None):
@@ -357,13 +372,13 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
         "model": (PreTrainedModel.from_pretrained, {"config"}, UNSEEN),
         "dataset": (load_dataset, {"features", "download_config"}, options),
         "prompts": (Prompts, set(), {}),
-        "training": (GRPOConfig, {key.removeprefix("training.") for key in MOVED}, stricter),
+        "training": (GRPOConfig, {key.removeprefix("training.") for key in REFUSED}, stricter),
         "lora": (LoraConfig, set(), {}),
         "samples": (Samples, set(), {}),
     }
     for name in merged["rewards"]:
         function = reward_functions().get(name, lambda: None)
-        parts[f"rewards.{name}"] = (function, {"prompts", "completions", *columns(function)}, {"weight": NUMBER})
+        parts[f"rewards.{name}"] = (function, {*PASSED, *columns(function)}, {"weight": FINITE})
     parsers = {}
     for part, (function, not_ours, types) in parts.items():
         parser = parsers[part] = ArgumentParser(exit_on_error=False, add_help=False)
@@ -389,11 +404,11 @@ def _in_one_line(message: str, values: dict[str, Any]) -> tuple[str, str]:
 
 def _unknown(key: str, known: list[str]) -> str:
     """What to do about a key that is not there: what has taken its place, or what was meant."""
-    if key in MOVED:
-        return MOVED[key]
+    if key in REFUSED:
+        return REFUSED[key]
     section, _, name = key.rpartition(".")
-    names = {other.rpartition(".")[2]: other for other in sorted(known, key=lambda other: other.startswith(section))}
-    beside = [last for last, other in names.items() if other.startswith(section)]
+    anywhere, beside = ({o.rpartition(".")[2]: o for o in known if o.startswith(part)} for part in ("", section))
+    names = anywhere | beside
     near = [name] if name in names else difflib.get_close_matches(name, beside, n=1, cutoff=0.5)
     return f"unknown{f', did you mean {names[near[0]]}?' if near else ''}; fix or remove it"
 

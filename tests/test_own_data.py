@@ -109,6 +109,30 @@ def test_empty_conversations_count_as_empty_questions(turns, tiny, tmp_path):
     train_grpo.main([*tiny, *source, "--check", "--prompts.drop_empty", "true"])
 
 
+def test_columns_may_bear_the_names_that_trl_uses(tiny, rows, tmp_path):
+    """Names that TRL passes to rewards too; and `weight`, which is a key of each reward's settings."""
+    lines = [{"prompts": row["query"], "answer": row["answer"], "weight": 1} for row in rows]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = [*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--prompts.column", "prompts"]
+    train_grpo.main([*arguments, "--training.max_steps", "2"])
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_data_without_any_question_are_refused_whatever_is_dropped(tiny, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"query": 3, "answer": "x"}\n' * 20)
+    message = refused([*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--prompts.drop_empty", "true"])
+    assert "prompts.column: 20 of 20 rows hold no question" in message
+
+
+def test_prompts_are_counted_with_the_runs_template(policy, tmp_path, rows):
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.chat_template += "{% if think %}{{ 'think ' * think }}{% endif %}"
+    settings = read_settings(["--config", str(ROOT / "demo/config.yaml")])
+    plain = load_data(settings, tokenizer).lengths
+    settings.training["chat_template_kwargs"] = {"think": 3}
+    assert (load_data(settings, tokenizer).lengths > plain).all()
+
+
 def test_training_on_conversations(tiny, rows, tmp_path):
     lines = [{"messages": [{**CHAT[0], "content": row["query"]}, CHAT[1]], "answer": row["answer"]} for row in rows]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -72,6 +72,12 @@ def test_name_arguments_and_async_survive():
         asyncio.run(reward(**CALL))
 
 
+def test_a_reward_may_name_whatever_trl_passes():
+    def curriculum(completions, completion_ids, trainer_state, log_metric, answer, bonus=1, **kwargs): ...
+
+    assert columns(curriculum) == ["answer"]
+
+
 def test_preflight_refuses_a_broken_reward(tiny, monkeypatch):
     monkeypatch.setattr(rewards, "emoji_reward", named("emoji_reward", lambda completions: {"a": 1}))
     with pytest.raises(UserError, match="rewards.emoji_reward: returned the dict"):

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from trl import GRPOConfig
 
 import rewards
-from harness.settings import read_settings, training_arguments
+from harness.settings import NEEDED, read_settings, training_arguments
 
 ARTICLE = {
     "num_generations": 8,
@@ -111,6 +111,7 @@ IN_A_FILE = {
     "a key that is a number": ("training:\n  1: 2\n", 2, ["training.1: unknown"]),
     "a section that has a number for a name": ("# mine\n1: {seed: 2}\n", 2, ["1: unknown"]),
     "a full-width colon": ("# 日本語：\ntraining：\n  seed: 1\n", 2, ["a full-width space or colon"]),
+    "a full-width colon in a section": ("training:\n  seed：1\n  beta: 0\n", 2, ["a full-width space or colon"]),
     "a full-width space": ("training:\n\u3000seed: 1\n", 2, ["a full-width space or colon"]),
     "a tab": ("training:\n\tseed: 1\n", 2, ["not YAML: found character '\\t'"]),
     "a section that is a number": ("samples: {held_out: 3}\ntraining: 3\n", 2, ["training: expected a mapping, got 3"]),
@@ -237,6 +238,36 @@ def test_every_key_misspelt_or_of_the_wrong_type_is_named(path, tmp_path):
         overlay.write_text(yaml.safe_dump(nested(path, wrong)))
         message = refused([*base, "--config", str(overlay)])
         assert message.startswith(f"{overlay}:{len(path)}: {'.'.join(path)}: "), message
+
+
+def test_full_width_text_is_a_value_like_any_other(tmp_path):
+    text = "prompts:\n  system: |\n    \u3000日本語で。\n    Answer：短く\nsamples:\n  questions:\n  - Q：高さは?\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    settings = read_settings(["--config", str(tmp_path / "mine.yaml")])
+    assert settings.prompts.system == "\u3000日本語で。\nAnswer：短く\n" and settings.samples.questions == [
+        "Q：高さは?"
+    ]
+
+
+@pytest.mark.parametrize("key", NEEDED.split())
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_deleted_from_config_yaml_is_named(key, whole, tmp_path, monkeypatch):
+    content = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    section, _, name = key.partition(".")
+    content.pop(section) if whole else content[section].pop(name)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr("harness.settings.ROOT", tmp_path)
+    assert f"{key}: is missing; put it back into config.yaml" in refused([])
+
+
+def test_without_rewards_there_is_nothing_to_learn(tmp_path, monkeypatch):
+    content = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content | {"rewards": {}}))
+    monkeypatch.setattr("harness.settings.ROOT", tmp_path)
+    assert refused([]).startswith("rewards: none has a weight other than 0")
+    del content["rewards"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert refused([]).startswith("rewards: none has a weight other than 0")
 
 
 def test_yaml_is_data(tmp_path):

@@ -27,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from harness.settings import MOVED, ONE_OF_ITS_WORDS, STRICTER, read_settings
+from harness.settings import ONE_OF_ITS_WORDS, REFUSED, STRICTER, read_settings
 
 SIGNATURES = {
     "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size compute_entropy",
@@ -271,7 +271,7 @@ def test_the_help_of_a_setting_quotes_its_words(key):
     assert words == set(WORDS[key].split()), f"GRPOConfig.{key}: the words in its help"
 
 
-@pytest.mark.parametrize("key", [*ONE_OF_ITS_WORDS.split(), *" ".join(STRICTER).split(), *MOVED])
+@pytest.mark.parametrize("key", [*ONE_OF_ITS_WORDS.split(), *" ".join(STRICTER).split(), *REFUSED])
 def test_a_setting_that_we_name(key):
     there = key.removeprefix("training.") in GRPOConfig.__dataclass_fields__
     assert there == (key != "training.max_prompt_length"), f"GRPOConfig.{key}"
