@@ -27,8 +27,8 @@ from harness.footprint import (
     footprint,
     moved_share,
     rounded_away,
-    rounds_by_chance,
     sharding,
+    stochastic_rounding,
     weights_dtype,
 )
 from harness.loading import Data, Policy, loading_problem
@@ -58,8 +58,8 @@ def check_machine(settings: Settings) -> None:
         all_of_them = f"all of them with `python -m harness.launch --num_processes {count} train_grpo.py`"
         one = "one with CUDA_VISIBLE_DEVICES=0"
         raise UserError(f"machine: {count} GPUs are visible to plain python; use {all_of_them}, or {one}")
-    half = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
-    if not half and not torch.cuda.is_bf16_supported(including_emulation=False):
+    no_bf16 = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
+    if not no_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
         raise settings.error("training.bf16", f"{problem} (with model.dtype: float32, or LoRA)")
 
@@ -110,7 +110,7 @@ def check_generation(settings: Settings) -> None:
 
 
 def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, data: Data) -> None:
-    """Enough prompts for a first step, and room for prompt and completion in the model's context; raises UserError."""
+    """Enough prompts for a first step, something to evaluate by, room in the model's context; raises UserError."""
     needed = args.generation_batch_size // args.num_generations
     if len(data.train) < needed:
         problem = f"one generation batch takes {needed} prompts (generation_batch_size / num_generations), so nothing "
@@ -123,8 +123,8 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
         raise settings.error("training.metric_for_best_model", problem)
-    context, prompt = config.get_text_config().max_position_embeddings, settings.prompts.max_length or 0
-    if prompt + args.max_completion_length > context:
+    context = getattr(config.get_text_config(), "max_position_embeddings", math.inf)  # ALiBi has no limit
+    if (prompt := settings.prompts.max_length or 0) + args.max_completion_length > context:
         problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
         raise settings.error("training.max_completion_length", f"{problem}context of {context}; lower it")
 
@@ -142,7 +142,7 @@ def check_rewards(settings: Settings, built: list[Callable | str], dataset: Data
             except Exception as error:  # as in load_policy
                 raise settings.error(where, loading_problem(name, error)) from error
             continue
-        if taken := sorted(set(settings.rewards[name]) & set(dataset.column_names)):
+        if taken := sorted((set(settings.rewards[name]) - {"weight"}) & set(dataset.column_names)):
             problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
             raise settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
         try:
@@ -182,7 +182,8 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
     by = f", {per_step // args.world_size} in each of {args.world_size} processes" if args.world_size > 1 else ""
-    first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], add_generation_prompt=True, tokenize=False)
+    template = {"add_generation_prompt": True, "tokenize": False, **(args.chat_template_kwargs or {})}
+    first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], **template)
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),
         ("attention", f"{policy.attention or 'as the model prefers'}{policy.fallback and f' ({policy.fallback})'}"),
@@ -194,7 +195,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     ]
     for i, (name, entry) in enumerate(settings.rewards.items()):
         rows.append(("" if i else "rewards", f"{entry['weight']:g} x {name}{details(entry)}"))
-    rows.append(("", "each was called once to check it, on two completions"))
+    rows.append(("", "each function was called once to check it, on two completions"))
     total = sum(size.memory.values())
     parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in size.memory.items() if value >= 0.05 * GB)
     rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
@@ -215,9 +216,9 @@ def _doubts(args: GRPOConfig, policy: Policy, settings: Settings) -> list[str]:
     if args.sync_ref_model and not args.beta:
         doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
     dtype = weights_dtype(settings, policy.config)
-    if not settings.lora and dtype != torch.float32 and not rounds_by_chance(args) and not any(sharding(args)):
-        # Drawn as the model's weights were at their start.
-        drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * policy.config.initializer_range
+    if not settings.lora and dtype != torch.float32 and not stochastic_rounding(args) and not any(sharding(args)):
+        spread = getattr(policy.config, "initializer_range", 0.02)  # of the weights when their training began
+        drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread
         if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
             doubts.append(rounded_away(share))
     if "TORCHELASTIC_RUN_ID" in os.environ and not {ENDS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"} & set(os.environ):

@@ -51,18 +51,22 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     text = config.get_text_config()
     layers, hidden = text.num_hidden_layers, text.hidden_size
     width = torch.finfo(dtype).bits // 8
-    mixed = args.bf16 or args.fp16
+    # Not of `args`, from which --check takes bf16 where there is no GPU.
+    mixed = settings.training.get("bf16") is not False or settings.training.get("fp16")
     trained_width = 4 if lora or (fsdp and mixed) else width  # in which peft and FSDP2 keep what is trained
     state_width = LOW_BIT.get(args.optim, 8 * trained_width) / 8
-    embeddings = text.vocab_size * text.hidden_size  # these stay as they are where the rest is quantized
+    embeddings = text.vocab_size * hidden  # these stay as they are where the rest is quantized
     quantized = (settings.model.get("quantization_config") or {}).get("load_in_4bit")
     weights = embeddings * width + (parameters - embeddings) * 0.52 if quantized else parameters * width
     tokens = (settings.prompts.max_length or 256) + args.max_completion_length
     micro_batch = args.per_device_train_batch_size
     sampled = micro_batch * args.steps_per_generation
     kept = layers * 2 * hidden if args.gradient_checkpointing else 0
-    per_layer = 16 * hidden + 6 * text.intermediate_size  # bytes a token in bfloat16: attention, norms, MLP
+    # GPT-2 and others of its time do not say what is usual: an MLP of four times the width, a key for each query.
+    mlp = getattr(text, "intermediate_size", None) or 4 * hidden
+    per_layer = 16 * hidden + 6 * mlp  # bytes a token in bfloat16: attention, norms, MLP
     head_size = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     memory = {
         "weights": weights if lora else parameters * trained_width,
         "gradients": trainable * trained_width,
@@ -72,14 +76,14 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
         "weights gathered to sample": parameters * width if zero == 3 and not args.use_vllm else 0,
         "activations": micro_batch * tokens * (kept + per_layer * (1 if kept else layers)),
         "logits": 3 * 4 * sampled * text.vocab_size,  # of one sampled token a sequence, in float32, with two copies
-        "KV cache": sampled * tokens * layers * 2 * text.num_key_value_heads * head_size * 2,
+        "KV cache": sampled * tokens * layers * 2 * key_heads * head_size * 2,
     }
     for name, stage in DIVIDED_FROM.items():
         memory[name] /= args.world_size if fsdp or zero >= stage else 1
     saved = trainable * trained_width
     checkpoint = saved + (0 if args.save_only_model else 2 * trainable * state_width)
-    count = 0 if args.save_strategy == "no" else args.save_total_limit or 10
-    return Footprint(parameters, trainable, memory, saved + checkpoint * (count + (1 if count else 0)))
+    count = 0 if args.save_strategy == "no" else (args.save_total_limit or 10) + 1  # and the one being written
+    return Footprint(parameters, trainable, memory, saved + checkpoint * count)
 
 
 def sharding(args: GRPOConfig) -> tuple[bool, int]:
@@ -94,8 +98,8 @@ def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:
     return moved / sum(weight.numel() for weight in weights)
 
 
-def rounds_by_chance(args: GRPOConfig) -> bool:
-    """Whether bfloat16 weights are rounded up or down by chance, so that small steps are kept on average (torchao)."""
+def stochastic_rounding(args: GRPOConfig) -> bool:
+    """Whether bfloat16 weights are rounded up or down by chance (torchao), so that small steps are kept on average."""
     return args.optim in LOW_BIT and "bf16_stochastic_round=true" in (args.optim_args or "").lower().replace(" ", "")
 
 

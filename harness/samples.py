@@ -57,6 +57,8 @@ def complete(
     tokens = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, **more)["input_ids"]
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
     sampling = {name: getattr(arguments, name) for name in names}
+    sampling |= {"do_sample": True, "max_new_tokens": arguments.max_completion_length, "disable_compile": True}
+    sampling |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": eos_token_ids}
     if not arguments.use_vllm:  # whose arguments have other names
         sampling |= arguments.generation_kwargs or {}
     # About as many at a time as in training, where they have to fit as well.
@@ -68,15 +70,7 @@ def complete(
             torch.manual_seed(arguments.seed + int(part[0]))  # the same random numbers before and after training
             asked = {"input_ids": [tokens[i] for i in part]}
             batch = tokenizer.pad(asked, padding_side="left", return_tensors="pt").to(policy.device)
-            output = policy.generate(
-                **batch,
-                do_sample=True,
-                max_new_tokens=arguments.max_completion_length,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=eos_token_ids,
-                disable_compile=True,
-                **sampling,
-            )
+            output = policy.generate(**batch, **sampling)
             completions += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return completions
 
@@ -86,9 +80,11 @@ def scores(
     rewards: list[Reward], rows: list[dict[str, Any]], completions: list[str], state: TrainerState
 ) -> list[dict[str, float | None]]:
     """Of each completion by each reward, for rows with the same columns; None where the reward needs another one."""
+    if not rows:
+        return []
     prompts, found = [row["prompt"] for row in rows], {}
     answers = [[{"role": "assistant", "content": text}] for text in completions]
-    others = {key: [row[key] for row in rows] for row in rows[:1] for key in row if key not in ("prompt", "held_out")}
+    others = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "held_out")}
     for name, function, tokenizer in rewards:
         if isinstance(function, torch.nn.Module):
             chats = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
@@ -96,7 +92,7 @@ def scores(
             inputs = (tokenizer(text, return_tensors="pt", add_special_tokens=False) for text in texts)
             device = next(function.parameters()).device
             found[name] = [function(**each.to(device)).logits[0, 0].item() for each in inputs]
-        elif rows and set(columns(reward_functions()[name])) <= set(others):
+        elif set(columns(reward_functions()[name])) <= set(others):
             found[name] = score(function, prompts, answers, others, state)
         else:
             found[name] = [None] * len(rows)

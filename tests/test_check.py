@@ -235,7 +235,6 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_formulas(monkeypatch):
         settings = read_settings(["--check", *files, "--training.per_device_train_batch_size", "8"])
         args, lora = training_arguments(settings)
         monkeypatch.setattr(type(args), "world_size", processes)
-        args.bf16 = True  # which --check takes away where no GPU is
         for (layers, hidden, mlp, heads, kv_heads, vocabulary, tied), gigabytes in zip(
             SHAPES.values(), row, strict=True
         ):

@@ -11,7 +11,14 @@ import torch
 from conftest import ROOT
 from datasets import load_dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 import rewards
@@ -104,6 +111,23 @@ def test_peft_does_the_rest_that_the_section_lora_asks_for(tiny, tmp_path):
     train_grpo.main([*tiny, *(f"--lora.{key}={value}" for key, value in asked.items())])
     kept = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert kept["use_dora"] and kept["use_rslora"]
+
+
+def test_a_model_whose_config_is_not_like_qwens(tiny, policy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=512)
+    config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(tmp_path / "gpt2")])
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_generation_kwargs_may_set_what_upstream_sets_itself(tiny, tmp_path):
+    train_grpo.main([*tiny, "--training.generation_kwargs", "{max_new_tokens: 2}"])
+    assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 2
+    answers = [json.loads(line)["after"]["completion"] for line in (tmp_path / "run/samples.jsonl").open()]
+    assert sum(map(len, answers)) / len(answers) < 12  # characters; 18 with the usual 16 tokens
 
 
 @pytest.fixture
