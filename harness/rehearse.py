@@ -27,7 +27,7 @@ from trl import GRPOConfig
 
 from harness.check import run_length
 from harness.exits import SMALLER, RunError, UserError
-from harness.footprint import GB, Footprint, moved_share, rounded_away, rounds_by_chance
+from harness.footprint import GB, Footprint, moved_share, rounded_away, stochastic_rounding
 from harness.loading import Data
 from harness.rewarding import FLAT
 from harness.settings import Settings, versions
@@ -48,15 +48,16 @@ def rehearsal(args: GRPOConfig, settings: Settings) -> Iterator[None]:
         problem = "DeepSpeed trains once in a process, a rehearsal does twice"
         raise UserError(f"--rehearse: {problem}; use recipes/launch/fsdp2.yaml, which needs about as much memory")
     args.report_to, args.push_to_hub, args.eval_on_start = [], False, False
-    args.output_dir = tempfile.mkdtemp()
+    args.output_dir, keep = tempfile.mkdtemp(), False
     try:
         yield
     except RunError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+        if keep := not any(words in str(error) for words in OUT_OF_MEMORY):
             raise  # the folder stays, as its error.log has the traceback
-        shutil.rmtree(args.output_dir)
         raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {SMALLER}, or try --fit") from error
-    shutil.rmtree(args.output_dir)
+    finally:
+        if not keep:
+            shutil.rmtree(args.output_dir)
 
 
 class Clock(TrainerCallback):
@@ -141,11 +142,12 @@ def _signal(trainer: Trainer, clock: Clock) -> dict[str, Any]:
     rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     rewards = {}
     for name in trainer.reward_func_names:
-        groups = rows[name].to_numpy(dtype=float).reshape(-1, args.num_generations)
-        best, mean, spread = np.nanmax(groups, 1), np.nanmean(groups, 1), np.nanmax(groups, 1) - np.nanmin(groups, 1)
-        flat = float(np.mean(spread < FLAT))
-        climb = float(np.mean(best - mean))
-        rewards[name] = {"mean": float(mean.mean()), "std": float(np.nanstd(groups)), "flat": flat, "climb": climb}
+        # Of a group to which the reward does not apply all is NaN, which pandas leaves out of its means.
+        groups = pd.DataFrame(rows[name].to_numpy(dtype=float).reshape(-1, args.num_generations))
+        best, mean, spread = groups.max(axis=1), groups.mean(axis=1), groups.max(axis=1) - groups.min(axis=1)
+        flat, climb = (~(spread >= FLAT)).mean(), (best - mean).mean()
+        found = {"mean": mean.mean(), "std": groups.stack().std(ddof=0), "flat": flat, "climb": climb}
+        rewards[name] = {key: float(value) for key, value in found.items()}
     total = (rows[trainer.reward_func_names].fillna(0) * args.reward_weights).sum(axis=1)
     order = total.sort_values(ascending=False).index
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
@@ -185,8 +187,8 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
     signal, peak, (low, high) = figures["signal"], figures["peak_bytes"], figures["hours"]
     print("\nSignal: two generation batches of the untrained policy")
     for name, reward in signal["rewards"].items():
-        line = f"  {name}: {reward['mean']:.3g} (std {reward['std']:.2g}), flat in {reward['flat']:.0%} of groups; "
-        line += f"the best of a group is {reward['climb']:.2g} over its mean"
+        line = f"  {name}: {reward['mean']:.3g} (std {reward['std']:.2g}), all alike in {reward['flat']:.0%} of groups"
+        line += f"; the best of a group is {reward['climb']:.2g} above its mean"
         print(line + ("; it can teach next to nothing until completions change" if reward["flat"] > 0.9 else ""))
     print(f"  {signal['cut']:.0%} of completions are cut at {args.max_completion_length} tokens")
     for place, (reward, completion) in signal["completions"].items():
@@ -202,7 +204,7 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
     print(f"  a step {worst:.2f} s, {share:.0%} of it sampling; a typical one {typical:.2f} s")
     cost = f", {low * price:.2f} to {high * price:.2f} at {price:g} an hour" if price else ""
     print(f"The run: {figures['steps']:,} steps in {low:.2g} to {high:.2g} hours on this {figures['device']}{cost}")
-    if figures["moved_share"] < 0.5 and not rounds_by_chance(args):
+    if figures["moved_share"] < 0.5 and not stochastic_rounding(args):
         print(f"warning: {rounded_away(figures['moved_share'])}")
     if figures["kl"] > 1:
         print(f"warning: KL reached {figures['kl']:.1f} a token in these few steps; lower training.learning_rate")
@@ -254,4 +256,4 @@ def memory_in_use() -> int:
 
 
 def _host_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, refused
 from transformers.integrations import TensorBoardCallback
 
+import rewards
 import train_grpo
 from harness import rehearse
 from harness.exits import RunError, UserError
@@ -53,7 +54,18 @@ def test_the_worst_case_is_at_full_length(tiny, tmp_path):
 def test_flat_rewards_are_named(tiny, capsys):
     train_grpo.main([*tiny, "--rehearse", "--rewards.emoji_reward.max_emoji", "0"])
     said = capsys.readouterr().out
-    assert "emoji_reward: 0 (std 0), flat in 100% of groups" in said and "next to nothing" in said
+    assert "emoji_reward: 0 (std 0), all alike in 100% of groups" in said and "next to nothing" in said
+
+
+def test_a_reward_that_applies_to_some_groups_only_is_measured_by_these(tiny, tmp_path, monkeypatch):
+    def sometimes(completions, prompts, max_emoji: int = 4, **kwargs):
+        first = prompts[0][-1]["content"]
+        return [i if prompt[-1]["content"] == first else None for i, prompt in enumerate(prompts)]
+
+    monkeypatch.setattr(rewards, "emoji_reward", sometimes)
+    train_grpo.main([*tiny, "--rehearse", "--keep"])
+    found = json.loads((tmp_path / "run-rehearsal.json").read_text())["signal"]["rewards"]["emoji_reward"]
+    assert (found["mean"], found["climb"]) == (1.5, 1.5) and 0 < found["flat"] < 1  # 0, 1, 2, 3 in its groups
 
 
 LIMITED = """
