@@ -35,6 +35,7 @@ from harness.exits import (
     write_status,
     write_whole,
 )
+from harness.record import LONGER, settings_of_run
 from harness.rewarding import RewardUnreachable
 from harness.signals import STOPPING, end_at_once, take_signals
 from harness.trainer import Trainer, total_norm
@@ -49,7 +50,7 @@ class Checkpoints(TrainerCallback):
 
     A step whose gradient is not finite is not taken. After one of SIGNALS the optimizer step is finished, a checkpoint
     saved, and Stopped raised; a second signal, seconds later, ends the process at once. Each checkpoint gets its
-    manifest, hashed beside the training; only then those over `save_total_limit` are deleted. A resumed run goes on
+    manifest, hashed in the background; only then those over `save_total_limit` are deleted. A resumed run goes on
     where it was.
     """
 
@@ -101,7 +102,7 @@ class Checkpoints(TrainerCallback):
             self.stopped_by = int(stop)
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
-        control.should_log |= control.should_save  # or what is not logged yet would be missing after a resume
+        control.should_log |= control.should_save  # else what is not logged yet would be lost on resume
         self.after_step = self.trainer.random_and_batch()
 
     def on_log(self, args, state, control, **kwargs):
@@ -158,7 +159,7 @@ class Checkpoints(TrainerCallback):
         try:
             yield
         except RewardUnreachable as error:
-            kept = "the run goes on from its newest checkpoint with --resume"
+            kept = "--resume goes on from the newest checkpoint, if there is one"
             if self.after_step and self.trainer.args.world_size == 1:
                 if self.saved != self.trainer.state.global_step:
                     self.trainer.save_checkpoint_of_last_step(self.after_step)
@@ -231,10 +232,11 @@ def resolve_resume(resume: bool | str, training: dict[str, Any]) -> bool | str:
     if resume != "auto":
         return resume
     output_dir = training["output_dir"]
-    known = read_status(output_dir)
-    if known.get("status") == "done" and known.get("step", 0) >= training.get("max_steps", 0):
-        print(f"{output_dir}: this run is done")
-        sys.exit()
+    if read_status(output_dir).get("status") == "done":
+        old = settings_of_run(Path(output_dir) / "config.yaml")
+        if all((training.get(key.removeprefix("training.")) or 0) <= (old.get(key) or 0) for key in LONGER):
+            print(f"{output_dir}: this run is done")
+            sys.exit()
     return resume if _numbered(output_dir) else False
 
 

@@ -21,8 +21,8 @@ from harness.record import difference, flat
 from harness.verdict import interval, verdict
 
 
-def read_run(folder: Path) -> list[dict[str, Any]]:
-    """The log history of a run's folder; raises UserError where it holds no readable run."""
+def read_run(folder: Path) -> dict[str, Any]:
+    """The TrainerState of a run's folder; raises UserError where it holds no readable run."""
     state = folder / "trainer_state.json"
     if not state.exists():
         states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
@@ -30,27 +30,28 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{folder}: holds no run (no trainer_state.json); name an output_dir that was trained into")
         state = states[-1]  # a run that was stopped half-way
     try:
-        history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+        run = json.loads(state.read_text(encoding="utf-8"))
+        logged = any("reward" in log for log in run["log_history"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{state}: not readable ({error}); the file is damaged, name another run") from error
-    if not any("reward" in log for log in history):
+    if not logged:
         raise UserError(f"{state}: no reward was logged; train for at least logging_steps steps")
-    return history
+    return run
 
 
-def training_table(runs: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
+def training_table(runs: dict[str, dict[str, Any]], names: list[str]) -> Table:
     """The means of each run's last 20 steps."""
     table = Table(title="Training: the last 20 steps")
     for column in ("run", *map(_short, names), "total", "chars", "KL", "minutes"):
         table.add_column(column, overflow="fold")
     keys = [*(f"rewards/{name}/mean" for name in names), "reward", "completions/mean_characters", "kl"]
-    for folder, history in runs.items():
-        logs = [log for log in history if "reward" in log]
+    for folder, run in runs.items():
+        logs = [log for log in run["log_history"] if "reward" in log]
         last = [log for log in logs if log["step"] > logs[-1]["step"] - 20]
         columns = [[log[key] for log in last if log.get(key) is not None] for key in keys]
         means = [f"{sum(values) / len(values):.2f}" if values else "–" for values in columns]
-        seconds = [log["train_runtime"] for log in history if "train_runtime" in log]
-        table.add_row(folder, *means, f"{seconds[-1] / 60:.1f}" if seconds else "–")
+        report = run.get("stateful_callbacks", {}).get("Report")  # which knows the time before a resume too
+        table.add_row(folder, *means, f"{report['attributes']['seconds'] / 60:.1f}" if report else "–")
     return table
 
 
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     if (png := options.output) and (png.suffix != ".png" or not png.absolute().parent.is_dir()):
         raise UserError(f"-o {png}: name a .png file in a folder that is there")
     runs = {str(folder): read_run(folder) for folder in options.folders}
-    names = reward_names(runs)
+    histories = {folder: run["log_history"] for folder, run in runs.items()}
+    names = reward_names(histories)
     console = Console(markup=False, highlight=False)  # code of a reward may look like markup
     console.print(training_table(runs, names))
 
@@ -106,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     if len(read) > 1 and (table := differences(read, settings)).rows:
         console.print(table)
     if png:
-        draw_curves(runs, {}, png)
+        draw_curves(histories, {}, png)
         print(f"curves: {png}")
 
 

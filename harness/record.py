@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # so that compare need not import torch
 
     from harness.loading import Data
 
-# What may differ between a run and its continuation; everything else changes what is trained, also how often it is
-# evaluated: evaluations draw from the same random numbers as training.
+# What may differ between a run and its continuation; everything else changes what is trained, even how often it is
+# evaluated, as that uses up random numbers of the training.
 FREE = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
 FREE += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
 LONGER = ("training.max_steps", "training.num_train_epochs")
@@ -27,7 +27,6 @@ LONGER = ("training.max_steps", "training.num_train_epochs")
 def write_record(settings: Settings, args: "GRPOConfig", data: "Data") -> None:
     """config.yaml, ready to run again; rewards.py; and run.json with the data's and the rewards' SHA-256."""
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(_rewards().encode()).hexdigest()
     run = {"rows": len(data.train), "data_sha256": data.sha256(), "rewards_sha256": digest}
     run |= {"processes": args.world_size, "step_completions": completions_a_step(args)} | versions()
@@ -36,12 +35,8 @@ def write_record(settings: Settings, args: "GRPOConfig", data: "Data") -> None:
     write_whole(folder / "config.yaml", settings.as_yaml())
 
 
-def check_same_settings(settings: Settings, output_dir: str) -> None:
-    """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
-
-    More steps are no such change where the learning rate is constant: they leave the steps before as they were.
-    """
-    path = Path(output_dir) / "config.yaml"
+def settings_of_run(path: Path) -> dict[str, Any]:
+    """By dotted key, as the run was started; raises UserError where its config.yaml cannot be read."""
     try:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,7 +45,16 @@ def check_same_settings(settings: Settings, output_dir: str) -> None:
         old = None
     if not isinstance(old, dict):
         raise UserError(f"{path}: damaged; save there what --print_config prints with the run's settings, and --resume")
-    old, new = flat(old), flat(settings.given)
+    return flat(old)
+
+
+def check_same_settings(settings: Settings, output_dir: str) -> None:
+    """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
+
+    More steps are no such change where the learning rate is constant: they leave the steps before as they were.
+    """
+    path = Path(output_dir) / "config.yaml"
+    old, new = settings_of_run(path), flat(settings.given)
     differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE)]
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
     more = {key: (new.get(key) or 0) - (old.get(key) or 0) for key in differ if key in LONGER}

@@ -170,6 +170,8 @@ def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_re
     with pytest.raises(SystemExit) as done:
         train_grpo.main([*tiny, *STEPS, "--resume", "auto"])
     assert done.value.code is None
+    longer = refused([*tiny, *STEPS, "--resume", "auto", "--training.num_train_epochs", "9"])
+    assert "training.num_train_epochs" in longer
 
 
 def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):

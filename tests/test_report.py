@@ -179,9 +179,12 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(rewards, "emoji_reward")  # renamed since the run
     other = Path(shutil.copytree(run, tmp_path / "other"))
     (other / "rewards.py").write_text((run / "rewards.py").read_text() + "x = '[/INST]', [1]\n")
+    state = json.loads((run / "trainer_state.json").read_text())
+    state["stateful_callbacks"]["Report"]["attributes"]["seconds"] = 600  # before a resume and after it
+    (other / "trainer_state.json").write_text(json.dumps(state))
     compare.main([str(run), str(other)])
     table = capsys.readouterr().out
-    assert "emoji" in table and "minutes" in table and table.count(": learned: emoji +") == 2
+    assert "emoji" in table and "minutes" in table and " 10.0 " in table and table.count(": learned: emoji +") == 2
     assert "x = '[/INST]', [1]" in table  # as it stands, although it looks like rich's markup
     assert not list(tmp_path.glob("*.png"))  # only on request
     compare.main([str(run), "-o", "mine.png"])

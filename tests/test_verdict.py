@@ -47,6 +47,7 @@ VERDICTS = {
     "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
     "half of it may be lost": ({"emoji": (1, UP), "polite": (0.1, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
     "nothing": ({"emoji": (1, SAME)}, "no change", r"no change: total 0.00 \(.*\); kept: emoji 0.00"),
+    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", "total .*; kept: a"),
     "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
 }  # fmt: skip
 
