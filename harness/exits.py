@@ -1,5 +1,5 @@
 """How a run ends: with exit status 0 (done), 2 (its settings, data or machine cannot work), 1 (it failed on the way) or
-128 + N (stopped by signal N), one line on stderr, and status.json. Also two small helpers for everything else.
+128 + N (stopped by signal N), one line on stderr, and status.json. Also small helpers for everything else.
 """
 
 import ctypes
@@ -135,7 +135,7 @@ def exit_status(
     def stop(number):
         if over:  # Python is cleaning up; the exit status is known
             return
-        pending.append(number)  # where Python drops an exception, as in a weakref's callback, training looks here
+        pending.append(number)  # if Python swallows the exception (a weakref's callback), training finds it here
         raise Stopped(number, if_stopped)
 
     take_signals(stop, end_at_once)

@@ -1,9 +1,9 @@
-"""A finished run, loaded again by what is run beside training: its models and rewards, and how it sampled."""
+"""A finished run, loaded again by the tools that are run after training: its models and rewards, and how it sampled."""
 
 import logging
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from harness.exits import UserError
 from harness.loading import load_reward_model, loading_problem
 from harness.rewarding import build_rewards, columns, reward_functions
+from harness.samples import Reward
 from harness.settings import Settings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,13 +40,13 @@ def load_model(settings: Settings, folder: Path | None = None) -> PreTrainedMode
 
     The attention is the model's own choice: not every machine has the one of the training.
     """
-    name, whole = settings.model["pretrained_model_name_or_path"], {"attn_implementation": None, "device_map": None}
+    name, unset = settings.model["pretrained_model_name_or_path"], {"attn_implementation": None, "device_map": None}
     try:
         if folder and not (folder / "adapter_config.json").exists():
             name, trust = str(folder), settings.model.get("trust_remote_code", False)
             model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust)
         else:
-            model = AutoModelForCausalLM.from_pretrained(**settings.model | whole)
+            model = AutoModelForCausalLM.from_pretrained(**settings.model | unset)
             if folder:
                 name, model = str(folder), PeftModel.from_pretrained(model, folder)
     except Exception as error:  # as in load_policy; a folder's files may be damaged, or for another base model
@@ -53,7 +54,7 @@ def load_model(settings: Settings, folder: Path | None = None) -> PreTrainedMode
     return model.to(DEVICE).eval()
 
 
-def load_rewards(settings: Settings) -> list[tuple[str, Callable, PreTrainedTokenizerBase | None]]:
+def load_rewards(settings: Settings) -> list[Reward]:
     """Every reward as `scores` takes it, also those that the run left out as its data lack a column."""
     every = [column for function in reward_functions().values() for column in columns(function)]
     rewards = []

@@ -36,7 +36,7 @@ IF_SAVED = "the same command with --resume goes on from the newest checkpoint, i
 
 
 def launch_options(arguments: list[str] | None) -> argparse.Namespace:
-    """accelerate's options, with a free port, and a process for each of --num_processes where there is no GPU too."""
+    """accelerate's options, with a free port, and with --num_processes processes also where there is no GPU."""
     parser = launch_command_parser()
     parser.prog, parser.description = "harness.launch", __doc__
     parser.usage = "python -m harness.launch [arguments of accelerate launch] --num_processes N train_grpo.py [its own]"
@@ -46,8 +46,8 @@ def launch_options(arguments: list[str] | None) -> argparse.Namespace:
     if options.num_processes is not None and options.num_processes < 1:
         raise UserError(f"--num_processes {options.num_processes}: starts nothing; give the number of GPUs")
     config = Path(options.config_file or default_config_file)
-    several_machines = options.num_machines or (config.exists() and "num_machines" in config.read_text())
-    if not several_machines and not options.main_process_port:
+    machines_given = options.num_machines or (config.exists() and "num_machines" in config.read_text())
+    if not machines_given and not options.main_process_port:
         options.main_process_port = 0  # any that is free, for two runs on one machine
     if not config.exists():
         engines = ("cpu", "tpu", "use_fsdp", "use_deepspeed", "use_megatron_lm")

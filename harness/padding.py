@@ -1,4 +1,4 @@
-"""Scoring tokens without the padding: rows of like length go through the model together, cut to the longest.
+"""Log-probabilities without the padding: rows of like length go through the model together, cut to the longest.
 
 TRL pads a whole generation batch to its longest completion and keeps that width through the reference, old-policy and
 training passes. Without the padding each token's log-probability is the same, up to the rounding of a matrix product:
@@ -41,7 +41,7 @@ def positions_are_relative(config: PreTrainedConfig) -> bool:
 
 
 def without_padding(
-    score: Callable,
+    logps_of: Callable,
     groups: list[torch.Tensor],
     model,
     ids: torch.Tensor,
@@ -50,7 +50,7 @@ def without_padding(
     entropy: bool,
     cut_left: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-    """`score`, GRPOTrainer._get_per_token_logps_and_entropies, on each group cut to its own tokens.
+    """`logps_of`, GRPOTrainer._get_per_token_logps_and_entropies, on each group cut to its own tokens.
 
     Args:
         ids, mask: (batch, tokens), prompts padded on the left, completions on the right.
@@ -59,15 +59,15 @@ def without_padding(
 
     Returns log-probabilities and entropies, (batch, keep), in the order of `ids`; 0 where a completion is padding.
     """
-    scores = []
+    parts = []
     for group in groups:
         used = mask[group].any(0).nonzero()
         # One column of completion stays, for rows of which mask_truncated_completions leaves nothing.
         left = int(used[0]) if cut_left else 0
         right = min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
         cut = slice(left, mask.shape[1] - right)
-        logps, entropies, _ = score(model, ids[group, cut], mask[group, cut], keep - right, compute_entropy=entropy)
-        scores.append([F.pad(values, (0, right)) for values in ((logps, entropies) if entropy else (logps,))])
+        logps, entropies, _ = logps_of(model, ids[group, cut], mask[group, cut], keep - right, compute_entropy=entropy)
+        parts.append([F.pad(values, (0, right)) for values in ((logps, entropies) if entropy else (logps,))])
     back = torch.cat(groups).argsort()
-    logps, *entropies = (torch.cat(values)[back] for values in zip(*scores, strict=True))
+    logps, *entropies = (torch.cat(values)[back] for values in zip(*parts, strict=True))
     return logps, *(entropies or [None]), None

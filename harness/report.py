@@ -73,8 +73,7 @@ class Report(TrainerCallback, ExportableState):
         self.folder = Path(trainer.args.output_dir)
         self.main = trainer.is_world_process_zero()
         self.rows = sample_questions(settings, data.held_out)
-        functions = [reward_functions()[name] for name in settings.rewards if name in reward_functions()]
-        known = {column for function in functions for column in columns(function)}
+        known = {column for name, f in reward_functions().items() if name in settings.rewards for column in columns(f)}
         self.samples = [  # the lines of samples.jsonl
             {
                 "question": row["prompt"][-1]["content"],

@@ -1,4 +1,4 @@
-"""Signals that stop a run, and which of them are one and the same."""
+"""Signals that stop a run, and which repeats of one to ignore."""
 
 import os
 import signal

@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer with the same losses; it scores without padding, and saves and resumes exactly.
+"""TRL's GRPOTrainer with the same losses; it computes them without padding, and saves and resumes exactly.
 
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
-    _get_per_token_logps_and_entropies   scoring without padding has no public hook
+    _get_per_token_logps_and_entropies   there is no public hook to leave out padding
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
     _save_checkpoint                     a reward that cannot be reached ends a run where no event asks for a save
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step
@@ -107,12 +107,12 @@ class Trainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
     ):
-        score = super()._get_per_token_logps_and_entropies
+        logps_of = super()._get_per_token_logps_and_entropies
         if any(value is not None and value is not False for value in others.values()):  # images, a router's loss
-            return score(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others)
+            return logps_of(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others)
         rows = by_length(attention_mask, batch_size, split=self.accelerator.num_processes == 1)
         left = positions_are_relative(self.model.config)
-        return without_padding(score, rows, model, input_ids, attention_mask, logits_to_keep, compute_entropy, left)
+        return without_padding(logps_of, rows, model, input_ids, attention_mask, logits_to_keep, compute_entropy, left)
 
     def _init_training_state(self, max_steps, updates_per_epoch, epochs, *args):
         begin = super()._init_training_state(max_steps, updates_per_epoch, epochs, *args)

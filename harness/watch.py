@@ -84,7 +84,7 @@ class Watch(TrainerCallback):
         return self.lasting[cause] == times
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Add the metric of recipes/best.yaml: the total reward; below all rewards where a canary has fallen."""
+        """Add the metric of recipes/best.yaml: the total reward; hugely negative where a canary has fallen."""
         keys = [f"eval_rewards/{name}/mean" for name in self.canaries]
         canaries = {key: metrics[key] for key in keys if metrics.get(key) is not None}  # None: it applied to no row
         fall = max((self.first.setdefault(key, mean) - mean for key, mean in canaries.items()), default=0)
@@ -118,6 +118,6 @@ def best_in_words(args: TrainingArguments, state: TrainerState) -> str:
 
 
 def _some_weights(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Up to 4,096 values of each trained weight."""
+    """A sample of the values of each trained weight, 4,096 or more where it has them."""
     trained = (gathered(weight).flatten() for weight in model.parameters() if weight.requires_grad)
     return [values[:: max(1, len(values) // 4096)].cpu().clone() for values in trained]
