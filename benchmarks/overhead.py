@@ -5,6 +5,8 @@ Each run is a process of its own, and the two take turns. All that this project 
 samples before and after. One more run puts TRL's padding back: all its losses have to equal those of TRL alone. Without
 padding the losses agree up to rounding, until rounding changes a sampled token. The script prints the last step up to
 which they agree, and fails where that is before step 10. Needs the model that `make demo` builds.
+
+python benchmarks/overhead.py --against ../before     # another checkout of this repository in place of TRL alone
 """
 
 import argparse
@@ -53,10 +55,12 @@ def losses(folder: str) -> dict[int, float]:
     return {log["step"]: log["loss"] for log in history if "loss" in log}
 
 
-def commands(folder: str, steps: int) -> dict[str, list[str]]:
+def commands(folder: str, steps: int, against: Path | None) -> dict[str, list[str]]:
     ours = ["--config", "demo/config.yaml", "--training.max_steps", str(steps), "--samples.held_out", "0"]
+    plain = [sys.executable, "benchmarks/plain_trl.py", f"{folder}/plain", str(steps)]
+    before = [sys.executable, f"{against}/train_grpo.py", *ours, "--training.output_dir", f"{folder}/plain"]
     return {
-        "plain": [sys.executable, "benchmarks/plain_trl.py", f"{folder}/plain", str(steps)],
+        "plain": before if against else plain,
         "ours": [sys.executable, "train_grpo.py", *ours, "--training.output_dir", f"{folder}/ours"],
         "padded": [sys.executable, "-c", WITH_PADDING, *ours, "--training.output_dir", f"{folder}/padded"],
     }
@@ -66,17 +70,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout to take the place of TRL alone")
     options = parser.parse_args()
     pairs = []
     for pair in range(options.pairs):
         with tempfile.TemporaryDirectory() as folder:
-            runs = commands(folder, options.steps)
+            runs = commands(folder, options.steps, options.against)
             order = ["plain", "ours"][:: -1 if pair % 2 else 1]
             pairs.append({name: one_run(runs[name], options.steps) for name in order})
             plain, ours = losses(f"{folder}/plain"), losses(f"{folder}/ours")
             same = min((step for step in plain if abs(plain[step] - ours[step]) > 1e-4), default=options.steps + 1) - 1
             assert same >= 10, f"losses differ from step {same + 1} on"
-            if pair == 0:
+            if pair == 0 and not options.against:
                 one_run(runs["padded"], options.steps)
                 assert losses(f"{folder}/padded") == plain, "with TRL's padding the losses have to be identical"
                 print(f"with TRL's padding all {len(plain)} losses are identical", flush=True)
@@ -85,7 +90,7 @@ def main() -> None:
     print(
         f"\n{platform.machine()}, {os.cpu_count()} cores; {versions}; {options.pairs} pairs of {options.steps} steps\n"
     )
-    print("| | plain TRL | train_grpo.py | ratio, median (range) |\n|---|---|---|---|")
+    print(f"| | {options.against or 'plain TRL'} | train_grpo.py | ratio, median (range) |\n|---|---|---|---|")
     for key in pairs[0]["ours"]:
         ratios = [pair["ours"][key] / pair["plain"][key] for pair in pairs]
         cells = [f"{statistics.median(pair[name][key] for pair in pairs):.4g}" for name in ("plain", "ours")]
