@@ -51,7 +51,7 @@ def test_prompts_are_counted_as_upstream_counts_them(tokenizer, rows):
     tokenizer.backend_tokenizer.enable_truncation(5)  # as a tokenizer.json may have it, which upstream undoes
     tokenizer.backend_tokenizer.enable_padding()
     slow = SimpleNamespace(apply_chat_template=tokenizer.apply_chat_template)
-    assert token_counts(asked, tokenizer) == token_counts(asked, slow) == expected
+    assert token_counts(asked, tokenizer, {}) == token_counts(asked, slow, {}) == expected
 
 
 def test_long_prompts_are_dropped_and_counted(source, tokenizer):
