@@ -110,7 +110,7 @@ def check_generation(settings: Settings) -> None:
 
 
 def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, data: Data) -> None:
-    """Enough prompts for a first step, something to evaluate by, room in the model's context; raises UserError."""
+    """Enough prompts for a first step, something to ask and evaluate by, room in the context; raises UserError."""
     needed = args.generation_batch_size // args.num_generations
     if len(data.train) < needed:
         problem = f"one generation batch takes {needed} prompts (generation_batch_size / num_generations), so nothing "
@@ -119,6 +119,8 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
     names = [name.split("/")[-1] for name in settings.rewards]  # as TRL logs them
+    if not all(map(str.strip, settings.samples.questions)):
+        raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
     metrics = ["reward", *(f"rewards/{name}/mean" for name in names), GUARDED]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
@@ -182,7 +184,7 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
     by = f", {per_step // args.world_size} in each of {args.world_size} processes" if args.world_size > 1 else ""
-    template = {"add_generation_prompt": True, "tokenize": False, **(args.chat_template_kwargs or {})}
+    template = (args.chat_template_kwargs or {}) | {"add_generation_prompt": True, "tokenize": False}
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], **template)
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),

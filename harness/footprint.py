@@ -62,11 +62,12 @@ def footprint(settings: Settings, config: PreTrainedConfig, args: GRPOConfig, lo
     micro_batch = args.per_device_train_batch_size
     sampled = micro_batch * args.steps_per_generation
     kept = layers * 2 * hidden if args.gradient_checkpointing else 0
-    # GPT-2 and others of its time do not say what is usual: an MLP of four times the width, a key for each query.
+    # GPT-2 and its like do not say what is usual: an MLP of four times the width, a key for each query. Mamba has none.
     mlp = getattr(text, "intermediate_size", None) or 4 * hidden
     per_layer = 16 * hidden + 6 * mlp  # bytes a token in bfloat16: attention, norms, MLP
-    head_size = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
-    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", 0)
+    head_size = getattr(text, "head_dim", None) or hidden // (heads or 1)
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
     memory = {
         "weights": weights if lora else parameters * trained_width,
         "gradients": trainable * trained_width,

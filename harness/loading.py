@@ -190,7 +190,7 @@ def token_counts(
     conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
 ) -> list[int]:
     """How many tokens the chat template makes of each, its generation prompt included."""
-    made = functools.partial(tokenizer.apply_chat_template, conversations, add_generation_prompt=True, **template)
+    made = functools.partial(tokenizer.apply_chat_template, conversations, **template | {"add_generation_prompt": True})
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return [*map(len, made()["input_ids"])]
     texts = made(tokenize=False)
@@ -211,7 +211,7 @@ def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
         near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
         likely = near + [name for name in USUAL if name in rows.column_names]
         hint = f"did you mean {likely[0]}?" if likely else "choose one of them"
-        if len(rows.column_names) == 1 and any(mark in rows.column_names[0] for mark in ";\t|"):
+        if len(rows.column_names) == 1 and any(mark in rows.column_names[0] for mark in ";\t|，"):
             hint = "its columns are not separated by commas; set dataset.delimiter"
         problem = f"there is no column {prompts.column!r}; the data have {', '.join(rows.column_names)}; {hint}"
         raise settings.error("prompts.column", problem)

@@ -46,7 +46,10 @@ POSITIVE = number("positive float", float, [(">", 0), ("<", math.inf)])
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
     "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
-    "temperature num_train_epochs logging_steps save_steps": POSITIVE,
+    "temperature repetition_penalty num_train_epochs logging_steps save_steps": POSITIVE,
+    "top_p": number("positive float up to one", float, [(">", 0), ("<=", 1)]) | None,
+    "min_p": kinds.ClosedUnitInterval | None,
+    "top_k": kinds.NonNegativeInt | None,
     "learning_rate beta": number("non negative float", float, [(">=", 0), ("<", math.inf)]),
     "generation_kwargs": dict | None,
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
@@ -139,8 +142,10 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
             places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
         merged, places = _laid_over(merged, content), places | lines
     for section, _, key in (name.partition(".") for name in NEEDED.split()):
-        if key not in merged.get(section, ()):
+        if merged.get(section, {}).get(key) is None:
             raise _error(places, f"{section}.{key}", "is missing; put it back into config.yaml")
+    if merged.get("lora") == {}:
+        raise _error(places, "lora", "has no keys; write lora: null for none, or one of them, such as r: 16")
     merged["rewards"] = {name: entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
     settings = _parsed(merged, places)
     settings.options = options
@@ -167,6 +172,10 @@ def training_arguments(settings: Settings):
     from peft import LoraConfig
     from trl import GRPOConfig
 
+    for key in (key for key, value in settings.training.items() if value is None):
+        default = GRPOConfig.__dataclass_fields__[key]
+        if "None" not in str(default.type) or key in ("num_generations", "max_completion_length"):
+            raise settings.error(f"training.{key}", f"expected a value, got null; left out it is {default.default}")
     elsewhere = ("revision", "subfolder", "token", "cache_dir")
     training: dict[str, Any] = {
         "run_name": Path(settings.training["output_dir"]).name,  # this and project are for trackers
@@ -308,7 +317,7 @@ def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
     while isinstance(first, dict | list) and first:
         first = next(iter(first.values() if isinstance(first, dict) else first))
     first = Path(str(first))
-    ending = next((end for end in reversed(first.suffixes) if end in FORMATS), None)
+    ending = next((end for end in map(str.lower, reversed(first.suffixes)) if end in FORMATS), None)
     if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
         return source
     defaults = {} if isinstance(files, dict) else {"split": "train"}

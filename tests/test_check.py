@@ -53,6 +53,7 @@ def test_mistakes_in_model_and_lora(arguments, words, demo):
         (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
         (["--prompts.column", "question"], ["prompts.column: there is no column 'question'", "did you mean query?"]),
         (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
+        (["--samples.questions", "[富士山の高さは?, '']"], ["samples.questions: one of them is empty"]),
         (["--prompts.limit", "8"], ["dataset: 8 read: 6 to train on, 2 held out", "takes 8", "samples.held_out"]),
     ]
 )  # fmt: skip

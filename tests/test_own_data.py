@@ -30,7 +30,7 @@ def write(path, rows):
     """The questions and answers of `rows`, in the format that the ending of `path` says."""
     rows = [{"query": row["query"], "answer": row["answer"]} for row in rows]
     path.parent.mkdir(exist_ok=True)
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["query", "answer"], delimiter="\t" if path.suffix == ".tsv" else ",")
             writer.writeheader()
@@ -45,7 +45,7 @@ def write(path, rows):
         path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "txt"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "txt", "CSV"])
 @pytest.mark.parametrize("key", ["path", "data_files"])
 def test_a_file_of_any_format_is_found_by_its_ending(ending, key, policy, rows, tmp_path):
     write(tmp_path / f"q.{ending}", rows[:20])
@@ -129,7 +129,7 @@ def test_prompts_are_counted_with_the_runs_template(policy, tmp_path, rows):
     tokenizer.chat_template += "{% if think %}{{ 'think ' * think }}{% endif %}"
     settings = read_settings(["--config", str(ROOT / "demo/config.yaml")])
     plain = load_data(settings, tokenizer).lengths
-    settings.training["chat_template_kwargs"] = {"think": 3}
+    settings.training["chat_template_kwargs"] = {"think": 3, "add_generation_prompt": True}
     assert (load_data(settings, tokenizer).lengths > plain).all()
 
 

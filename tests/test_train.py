@@ -15,7 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
-    GPT2LMHeadModel,
+    MambaConfig,
     Qwen2Config,
     Qwen2ForSequenceClassification,
 )
@@ -113,14 +113,18 @@ def test_peft_does_the_rest_that_the_section_lora_asks_for(tiny, tmp_path):
     assert kept["use_dora"] and kept["use_rslora"]
 
 
-def test_a_model_whose_config_is_not_like_qwens(tiny, policy, tmp_path):
+@pytest.mark.parametrize("kind", [GPT2Config, MambaConfig])
+def test_a_model_whose_config_is_not_like_qwens(kind, tiny, policy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=512)
-    config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(tmp_path / "gpt2")])
-    assert (tmp_path / "run/model.safetensors").exists()
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": len(tokenizer), "eos_token_id": 1}
+    heads = {"num_attention_heads": 2} if kind is GPT2Config else {"state_size": 4}
+    AutoModelForCausalLM.from_config(kind(**shape, **heads)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = [*tiny, "--model.pretrained_model_name_or_path", str(tmp_path / "model")]
+    train_grpo.main([*arguments, "--check"])
+    if kind is GPT2Config:
+        train_grpo.main(arguments)
+        assert (tmp_path / "run/model.safetensors").exists()
 
 
 def test_generation_kwargs_may_set_what_upstream_sets_itself(tiny, tmp_path):
