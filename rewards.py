@@ -26,8 +26,9 @@ def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **k
 
 def answer_reward(completions, answer: list[str], **kwargs) -> list[float]:
     """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0."""
-    texts, answers = ([_normalised(text or "") for text in column] for column in (_texts(completions), answer))
-    # An empty answer is in every text, so a row without one scores 0.
+    # Answers may be numbers. An empty answer is in every text, so a row without one scores 0.
+    answers = [_normalised("" if value is None else str(value)) for value in answer]
+    texts = map(_normalised, _texts(completions))
     return [float(right != "" and right in text) for text, right in zip(texts, answers, strict=True)]
 
 

@@ -41,6 +41,10 @@ from harness.watch import GUARDED
 def check_machine(settings: Settings) -> None:
     """Can these settings run on this machine at all? Raises UserError."""
     training = settings.training
+    if training.get("bf16") and training.get("fp16"):
+        raise settings.error("training.fp16", "cannot be true together with bf16; set one of them to false")
+    if settings.model.get("quantization_config") and settings.lora is None:
+        raise settings.error("model.quantization_config", "quantized weights are not trained; use recipes/qlora.yaml")
     if settings.options.check and not training.get("use_cpu") and not torch.cuda.is_available():
         return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
     if training.get("use_vllm") and find_spec("vllm") is None:
@@ -118,6 +122,8 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
         raise UserError(f"dataset: {data.in_words()}; {problem}would be trained; {remedy}")
     if args.eval_strategy != "no" and not data.held_out:
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
+    if args.eval_on_start and args.eval_strategy == "no":
+        raise settings.error("training.eval_on_start", "needs training.eval_strategy; set both or neither")
     names = [name.split("/")[-1] for name in settings.rewards]  # as TRL logs them
     if not all(map(str.strip, settings.samples.questions)):
         raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
@@ -126,7 +132,7 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
         raise settings.error("training.metric_for_best_model", problem)
     context = getattr(config.get_text_config(), "max_position_embeddings", math.inf)  # ALiBi has no limit
-    if (prompt := settings.prompts.max_length or 0) + args.max_completion_length > context:
+    if (prompt := int(data.lengths.max())) + args.max_completion_length > context:
         problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
         raise settings.error("training.max_completion_length", f"{problem}context of {context}; lower it")
 
@@ -188,7 +194,10 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], **template)
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),
-        ("attention", f"{policy.attention or 'as the model prefers'}{policy.fallback and f' ({policy.fallback})'}"),
+        (
+            "attention",
+            f"{policy.attention or 'sdpa, where the model has it'}{policy.fallback and f' ({policy.fallback})'}",
+        ),
         ("prompts", data.in_words()),
         ("first prompt", first),
         ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions{by}"),

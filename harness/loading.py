@@ -27,7 +27,7 @@ from trl import GRPOConfig
 
 from harness.exits import UserError, in_short
 from harness.rewarding import PASSED
-from harness.settings import Settings
+from harness.settings import FORMATS, Settings
 
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
@@ -101,7 +101,7 @@ def load_policy(settings: Settings) -> Policy:
 
 
 def usable_attention(requested: str | None) -> tuple[str | None, str]:
-    """(attention to load, why it is not `requested`): sdpa where no package for a flash attention is there.
+    """(attention to load, why it is not `requested`): the model's own where no package for a flash attention is there.
 
     Raises ValueError for a name that upstream does not know, and for a kernel of the Hub that cannot be loaded.
     """
@@ -116,7 +116,7 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
     except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
         if "/" in requested:
             raise ValueError(f"the kernel {requested} does not load ({in_short(error)}); use sdpa") from error
-        return "sdpa", f"not {requested}: {in_short(error)}; `make gpu` installs it"
+        return None, f"not {requested}: {in_short(error)}; `make gpu` installs it"
     return requested, ""
 
 
@@ -203,7 +203,7 @@ def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
     """`rows`, renamed as prompts.rename says; raises UserError where they have no prompts.column then."""
     prompts, names = settings.prompts, rows.column_names
     for old, new in (prompts.rename or {}).items():
-        if old not in names or new in names:
+        if old not in names or new in names or list(prompts.rename.values()).count(new) > 1:
             problem = f"there is a column {new!r} already" if old in names else f"there is no column {old!r}"
             raise settings.error(f"prompts.rename.{old}", f"{problem}; the data have {', '.join(names)}; fix the name")
     rows = rows.rename_columns(prompts.rename or {})
@@ -245,6 +245,10 @@ def loading_problem(name: str, error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     if "GatedRepoError" in kinds:
         return f"{name} is gated; accept its terms on its Hub page and run `hf auth login`"
+    if "UnicodeDecodeError" in kinds:
+        return f"{name} is not UTF-8; save it as UTF-8, or set dataset.encoding (cp932 for Japanese Windows)"
+    if Path(name).is_file() and "FileNotFoundError" in kinds:
+        return f"{name} is of no known format; use {', '.join(FORMATS)} (of a spreadsheet: save it as CSV, UTF-8)"
     unknown, unreachable = kinds & NOT_ON_THE_HUB, kinds & HUB_UNREACHABLE
     if Path(name).exists() or not (unknown or unreachable or "FileNotFoundError" in kinds):
         return f"{name} does not load ({in_short(error.__cause__ or error)}); fix it or choose another"
@@ -264,6 +268,8 @@ def _load_rows(settings: Settings) -> Dataset:
         rows = load_dataset(**source)
         if isinstance(rows, IterableDataset):
             rows = Dataset.from_list(list(rows.take(limit)), features=rows.features)
+        if isinstance(rows, Dataset) and len(rows):
+            rows[0]  # a file in another encoding is not noticed before it is read
     except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each raise kinds of their own
         if "corresponds to no data" in str(error):
             raise settings.error("dataset", "the data have no rows; choose another file or split") from error

@@ -57,7 +57,7 @@ def reward_functions() -> dict[str, Callable]:
 def columns(reward: Callable) -> list[str]:
     """The columns of the data set that a reward needs: its parameters without a default that TRL does not pass."""
     parameters = inspect.signature(reward).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return [name for name in required if name not in PASSED]
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import operator
+import os
 import re
 import sys
 from contextlib import suppress
@@ -45,11 +46,12 @@ POSITIVE = number("positive float", float, [(">", 0), ("<", math.inf)])
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": kinds.PositiveInt,
-    "steps_per_generation num_iterations max_completion_length save_total_limit": kinds.PositiveInt | None,
+    "num_generations num_iterations max_completion_length": kinds.PositiveInt,
+    "steps_per_generation save_total_limit": kinds.PositiveInt | None,
     "temperature repetition_penalty num_train_epochs logging_steps save_steps": POSITIVE,
-    "top_p": number("positive float up to one", float, [(">", 0), ("<=", 1)]) | None,
+    "top_p": number("positive float up to one", float, [(">", 0), ("<=", 1)]),
     "min_p": kinds.ClosedUnitInterval | None,
-    "top_k": kinds.NonNegativeInt | None,
+    "top_k": kinds.NonNegativeInt,
     "learning_rate beta": number("non negative float", float, [(">=", 0), ("<", math.inf)]),
     "generation_kwargs": dict | None,
     "output_dir": kinds.restricted_string_type("the name of a folder", "^.+$"),
@@ -57,7 +59,7 @@ STRICTER = {
 }
 FINITE = number("FiniteNumber", float, [("<", math.inf), (">", -math.inf)])  # a reward's weight
 UNSEEN = {  # the usual ones of those that from_pretrained takes through **kwargs
-    "dtype": Literal["auto", "float32", "bfloat16", "float16"],
+    "dtype": Literal["auto", "float32", "bfloat16", "float16"] | None,
     "attn_implementation": str | None,
     "quantization_config": dict | None,
     "device_map": str | dict | None,
@@ -172,10 +174,6 @@ def training_arguments(settings: Settings):
     from peft import LoraConfig
     from trl import GRPOConfig
 
-    for key in (key for key, value in settings.training.items() if value is None):
-        default = GRPOConfig.__dataclass_fields__[key]
-        if "None" not in str(default.type) or key in ("num_generations", "max_completion_length"):
-            raise settings.error(f"training.{key}", f"expected a value, got null; left out it is {default.default}")
     elsewhere = ("revision", "subfolder", "token", "cache_dir")
     training: dict[str, Any] = {
         "run_name": Path(settings.training["output_dir"]).name,  # this and project are for trackers
@@ -198,9 +196,10 @@ def _built(settings: Settings, section: str, kind: type, values: dict[str, Any])
         return kind(**values)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
         message = one_line(error).rstrip(".")
-        for key, value in getattr(settings, section).items():
-            if key in message or (isinstance(value, str) and message.startswith(value)):
-                raise settings.error(f"{section}.{key}", f"{message}; fix the value") from error
+        named = {key: message.find(key) for key in values if key in message and f"{section}.{key}" in settings.places}
+        named |= {key: 0 for key, value in values.items() if isinstance(value, str) and message.startswith(value)}
+        if named:  # by the first one in the message
+            raise settings.error(f"{section}.{min(named, key=named.get)}", f"{message}; fix the value") from error
         raise UserError(f"{section}: {message}; fix the value") from error
 
 
@@ -279,7 +278,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     def note(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
-            if key.value.startswith("\u3000"):
+            if str(key.value).startswith("\u3000"):
                 raise UserError(f"{place}: {FULL_WIDTH}")
             if name in places:
                 raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
@@ -322,6 +321,8 @@ def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
         return source
     defaults = {} if isinstance(files, dict) else {"split": "train"}
     defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
+    # Or pandas takes the first column for an index where each line ends in a comma, and answers become questions.
+    defaults |= {"index_col": False} if FORMATS[ending] == "csv" else {}
     return {**defaults, **source, "path": FORMATS[ending], "data_files": files}
 
 
@@ -329,17 +330,19 @@ def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
     for name, entry in merged["rewards"].items():
         if problem := why_no_reward(str(name)):
             raise _error(places, f"rewards.{name}", problem)
-        if not isinstance(entry, dict) or "weight" not in entry:
+        if not isinstance(entry, dict) or entry.get("weight") is None:
             problem = f"expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}"
             raise _error(places, f"rewards.{name}", problem)
-    parsers = _parsers(merged)
+    parsers, never_null = _parsers(merged)
     known = [*SECTIONS, *(f"{part}.{action.dest}" for part in parsers for action in parsers[part]._actions)]
 
     def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
         """The values of a section, or of one of the rewards, in the types of their keys."""
-        for key in values:
+        for key, value in values.items():
             if f"{part}.{key}" not in known:
                 raise _error(places, f"{part}.{key}", _unknown(f"{part}.{key}", known))
+            if value is None and f"{part}.{key}" in never_null:
+                raise _error(places, f"{part}.{key}", "has no value; write one, or remove the line for the default")
         try:
             parsed = parsers[part].parse_object(values)
         except Exception as error:  # argparse's and jsonargparse's own kinds, each about one value
@@ -347,7 +350,7 @@ def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
             raise _error(places, f"{part}.{key}".rstrip("."), problem) from None
         return {key: _plain(parsed[key]) for key in values}
 
-    given = dict.fromkeys(SECTIONS)
+    given: dict[str, Any] = dict.fromkeys(SECTIONS)
     for section, values in merged.items():
         if section not in SECTIONS:
             raise _error(places, str(section), _unknown(str(section), known))
@@ -355,14 +358,19 @@ def _parsed(merged: dict[str, Any], places: dict[str, str]) -> Settings:
             given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in values.items()}
         elif values is not None:
             given[section] = typed(section, values)
+    for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
+        given[section][key] = os.path.expanduser(given[section][key])
     if not any(entry["weight"] for entry in given["rewards"].values()):
         raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
     sections = {**given, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
     return Settings(**sections, given=given, places=places)
 
 
-def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
-    """For each section, and each reward, a parser of its keys, from the signature of what they are passed to."""
+def _parsers(merged: dict[str, Any]) -> tuple[dict[str, ArgumentParser], set[str]]:
+    """For each section, and each reward, a parser of its keys, from the signature of what they are passed to.
+
+    And the keys whose type does not allow null, which jsonargparse lets pass for every type.
+    """
     from datasets import load_dataset  # these imports take seconds: not before the files have been read
     from peft import LoraConfig
     from transformers import PreTrainedModel
@@ -373,7 +381,7 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
         about = GRPOConfig.__dataclass_fields__[key]
         stricter[key] = Literal[about.default, *re.findall(r"(?<!=)'(\w+)'", about.metadata["help"])]
     stricter["scale_rewards"] |= bool
-    options = {}  # of the format of the data: csv's delimiter, json's field
+    options: dict[str, Any] = {}  # of the format of the data: csv's delimiter, json's field
     if (path := merged["dataset"].get("path")) in FORMATS.values():
         module = import_module(f"datasets.packaged_modules.{path}.{path}")
         options = dict.fromkeys(vars(getattr(module, f"{path.capitalize()}Config")()), Any)
@@ -388,14 +396,18 @@ def _parsers(merged: dict[str, Any]) -> dict[str, ArgumentParser]:
     for name in merged["rewards"]:
         function = reward_functions().get(name, lambda: None)
         parts[f"rewards.{name}"] = (function, {*PASSED, *columns(function)}, {"weight": FINITE})
-    parsers = {}
+    parsers, never_null = {}, set()
     for part, (function, not_ours, types) in parts.items():
         parser = parsers[part] = ArgumentParser(exit_on_error=False, add_help=False)
-        skip = {*not_ours, *types} & set(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
+        skip = {*not_ours, *types} & set(parameters)
         parser.add_function_arguments(function, skip=skip)
         for key, kind in types.items():
             parser.add_argument(f"--{key}", type=kind)
-    return parsers
+        for key, kind in ({key: parameter.annotation for key, parameter in parameters.items()} | types).items():
+            if not re.search("None|Optional|Any|empty", str(kind)):
+                never_null.add(f"{part}.{key}")
+    return parsers, never_null
 
 
 def _in_one_line(message: str, values: dict[str, Any]) -> tuple[str, str]:

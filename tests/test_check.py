@@ -71,6 +71,9 @@ def test_mistakes_in_dataset_and_prompts(arguments, words, demo):
         (["--training.report_to", "wandb"], ["training.report_to: ", "wandb"]),
         (["--training.push_to_hub", "true"], ["training.push_to_hub: ", "hf auth login"]),
         (["--training.output_dir", "LICENSE/x"], ["training.output_dir: LICENSE/x cannot be written"]),
+        (["--training.eval_on_start", "true"], ["training.eval_on_start: needs training.eval_strategy"]),
+        (["--training.bf16", "true", "--training.fp16", "true"], ["training.fp16: cannot be true together with bf16"]),
+        (["--model.quantization_config", "{load_in_4bit: true}"], ["model.quantization_config: ", "qlora.yaml"]),
         (["--training.eval_strategy", "steps", "--samples.held_out", "0"], ["training.eval_strategy: "]),
         (["--training.max_completion_length", "500"], ["training.max_completion_length: ", "context of 512"]),
         (["--training.per_device_train_batch_size", "9"], ["generation_batch_size (9)", "divisible by num_"]),
@@ -146,7 +149,7 @@ def test_a_mistake_in_rewards_py_is_one_line(text, tmp_path):
 
 def test_flash_attention_falls_back_in_words(tiny, capsys):
     train_grpo.main([*tiny, "--model.attn_implementation", "flash_attention_2", "--check"])
-    assert "sdpa (not flash_attention_2: " in " ".join(capsys.readouterr().out.split())
+    assert "sdpa, where the model has it (not flash_attention_2: " in " ".join(capsys.readouterr().out.split())
 
 
 GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}
@@ -265,7 +268,7 @@ def test_a_launcher_that_kills_after_half_a_minute_is_named(tiny, capsys, monkey
 
 
 def test_what_low_bits_need_is_checked(tiny, monkeypatch):
-    quantized = ["--model.quantization_config", "{load_in_4bit: true}"]
+    quantized = ["--model.quantization_config", "{load_in_4bit: true}", "--lora.r", "8"]
     monkeypatch.setattr("harness.check.find_spec", lambda name: None)
     assert refused([*tiny, *quantized, "--check"]).startswith(
         "model.quantization_config: bitsandbytes is not installed"

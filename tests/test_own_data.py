@@ -68,7 +68,12 @@ def test_other_data_in_a_file_of_settings_leave_nothing_of_the_articles(tmp_path
     write(tmp_path / "q.csv", rows[:20])
     (tmp_path / "mine.yaml").write_text(f"dataset: {{path: {tmp_path}/q.csv}}\n")
     settings = read_settings(["--config", str(tmp_path / "mine.yaml")])
-    assert settings.dataset == {"split": "train", "path": "csv", "data_files": f"{tmp_path}/q.csv"}
+    assert settings.dataset == {
+        "split": "train",
+        "index_col": False,
+        "path": "csv",
+        "data_files": f"{tmp_path}/q.csv",
+    }
     assert read_settings(["--dataset.streaming", "true"]).dataset["path"] == "cl-nagoya/auto-wiki-qa"
 
 
@@ -153,6 +158,28 @@ def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys
     assert "x answer_reward" not in plan
     assert "there is no column 'wanted'" in refused([*arguments, "--prompts.rename", "{wanted: answer}"])
     assert "there is a column 'query' already" in refused([*arguments, "--prompts.rename", "{expected: query}"])
+
+
+ENTRIES = "query,answer\n" + "".join(f"{i}番目の山は?,{i}\n" for i in range(40))
+FILES = {  # its name, its bytes, the answers or words of the message
+    "numbers": ("q.csv", ENTRIES.encode(), list(range(40))),
+    "a comma ends each line": ("q.csv", re.sub(r"(?<=\d)\n", ",\n", ENTRIES).encode(), list(range(40))),
+    "a CSV of Windows": ("q.csv", ENTRIES.encode("cp932"), "dataset.*: .* is not UTF-8; .* dataset.encoding"),
+    "JSON of Windows": ("q.jsonl", '{"query": "山", "answer": "山"}\n'.encode("cp932") * 40, "is not UTF-8"),
+    "a spreadsheet": ("q.xlsx", b"PK", "is of no known format; use .csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), FILES.values(), ids=FILES)
+def test_files_as_other_programs_write_them(name, content, expected, tiny, policy, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    arguments = ["--dataset.path", str(tmp_path / name), "--dataset.data_files", "null", "--samples.held_out", "0"]
+    if isinstance(expected, str):
+        message = refused([*tiny, *arguments, "--check"])
+        assert re.search(expected, message), message
+    else:
+        train_grpo.main([*tiny, *arguments, "--check"])  # calls answer_reward with these numbers
+        assert loaded(policy, *arguments).train["answer"] == expected
 
 
 def test_a_setting_of_a_reward_that_is_also_a_column_is_refused(tiny, rows, tmp_path):

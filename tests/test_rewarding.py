@@ -73,7 +73,7 @@ def test_name_arguments_and_async_survive():
 
 
 def test_a_reward_may_name_whatever_trl_passes():
-    def curriculum(completions, completion_ids, trainer_state, log_metric, answer, bonus=1, **kwargs): ...
+    def curriculum(completions, completion_ids, trainer_state, log_metric, answer, *args, bonus=1, **kwargs): ...
 
     assert columns(curriculum) == ["answer"]
 

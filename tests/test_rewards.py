@@ -63,6 +63,8 @@ def test_length_reward_counts_characters_not_bytes_and_takes_its_settings():
     ("text", "answer", "expected"),
     [
         ("高さは3776メートルです", "3776メートル", 1),
+        ("答えは42です", 42, 1),
+        ("答えは42です", 0, 0),
         ("高さは３７７６ メートルです", "3776メートル", 1),  # full-width digits, a space
         ("元素記号はfeです", "Fe", 1),
         ("パリです", "ロンドン", 0),

@@ -106,7 +106,11 @@ IN_A_FILE = {
     "a section set twice": ("lora: null\nlora: null\n", 2, ["lora: is set in line 1 already"]),
     "a training key at the top": ("# mine\nlearning_rate: 1e-6\n", 2, ["did you mean training.learning_rate?"]),
     "lora inside training": ("training:\n  lora: {r: 4}\n", 2, ["training.lora: unknown, did you mean lora?"]),
-    "a wrong type": ("training:\n  seed: 1\n  num_generations: 8.5\n", 3, ["training.num_generations: expected int"]),
+    "a wrong type": (
+        "training:\n  seed: 1\n  num_generations: 8.5\n",
+        3,
+        ["training.num_generations: expected positive int"],
+    ),
     "a wrong key": ("prompts:\n\n  colum: query\n", 3, ["prompts.colum: unknown", "did you mean prompts.column?"]),
     "a key that is a number": ("training:\n  1: 2\n", 2, ["training.1: unknown"]),
     "a section that has a number for a name": ("# mine\n1: {seed: 2}\n", 2, ["1: unknown"]),
@@ -132,13 +136,13 @@ def test_mistakes_in_a_file_name_the_line(text, line, words, tmp_path):
 TRAINING = [
     ("learn", "1", ["training.learn: unknown", "learning_rate"]),
     ("learnin_rate", "1", ["training.learnin_rate: unknown, did you mean training.learning_rate?; fix or remove it"]),
-    ("num_generations", "8.5", ["training.num_generations: expected int or null, got 8.5"]),
-    ("num_generations", "[8]", ["training.num_generations: expected int"]),
-    ("num_generations", "null", ["training.num_generations: expected a value, got null; left out it is 8"]),
-    ("max_steps", "null", ["training.max_steps: expected a value, got null; left out it is -1"]),
-    ("max_completion_length", "null", ["training.max_completion_length: expected a value, got null"]),
+    ("num_generations", "8.5", ["training.num_generations: expected positive int, got 8.5"]),
+    ("num_generations", "[8]", ["num_generations: expected positive int"]),
+    ("num_generations", "null", ["training.num_generations: has no value; write one, or remove the line"]),
+    ("max_steps", "null", ["training.max_steps: has no value"]),
+    ("max_completion_length", "null", ["training.max_completion_length: has no value"]),
     ("output_dir", "null", ["training.output_dir: is missing"]),
-    ("top_k", "-1", ["training.top_k: expected non negative int", "got -1"]),
+    ("top_k", "-1", ["training.top_k: expected non negative int, got -1"]),
     ("top_p", "0", ["training.top_p: expected positive float up to one", "got 0"]),
     ("min_p", "2", ["training.min_p: expected closed unit interval", "got 2"]),
     ("repetition_penalty", "0", ["training.repetition_penalty: expected positive float, got 0"]),
@@ -183,6 +187,11 @@ OTHER_SECTIONS = [
     (["--rewards.length_reward", "3"], ["rewards.length_reward: expected a mapping with its weight, got '3'"]),
     (["--rewards.owner/model-v0.1.weight", "x"], ["rewards.owner/model-v0.1.weight: expected finite number, got x"]),
     (["--rewards", "null"], ["rewards: expected a mapping"]),
+    (["--samples.held_out", "null"], ["samples.held_out: has no value"]),
+    (["--lora", "{r: null}"], ["lora.r: has no value"]),
+    (["--rewards.emoji_reward.weight", "null"], ["rewards.emoji_reward: expected a mapping with its weight"]),
+    (["--rewards.emoji_reward.max_emoji", "null"], ["rewards.emoji_reward.max_emoji: has no value"]),
+    (["--training.auto_find_batch_size", "true"], ["training.auto_find_batch_size: "]),
     (["--lora", "{}"], ["lora: has no keys", "lora: null"]),
     ([f"--rewards.{name}_reward.weight=0" for name in ("emoji", "length", "answer")], ["rewards: none has a weight"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml: No such file", "--config"]),
@@ -291,3 +300,10 @@ def test_help_fits_on_one_screen_and_the_versions_are_printed():
     assert len(screen.splitlines()) <= 30 and "--print_config" in screen
     versions = subprocess.run([*command, "--version"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "trl 1." in versions and "torch 2." in versions
+
+
+def test_a_folder_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = read_settings(["--training.output_dir", "~/runs/a", "--model.pretrained_model_name_or_path", "~/model"])
+    assert settings.training["output_dir"] == "/home/me/runs/a"
+    assert settings.model["pretrained_model_name_or_path"] == "/home/me/model"
