@@ -26,8 +26,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig
 
 from harness.exits import UserError, in_short
+from harness.keys import FORMATS
 from harness.rewarding import PASSED
-from harness.settings import FORMATS, Settings
+from harness.settings import Settings
 
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.

@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.exits import UserError
+from harness.keys import Prompts, Samples
 from harness.loading import load_data, token_counts
-from harness.settings import Prompts, Samples, Settings
+from harness.settings import Settings
 
 
 def load_prompts(source, prompts, tokenizer, held_out=0):

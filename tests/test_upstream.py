@@ -27,7 +27,8 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from harness.settings import ONE_OF_ITS_WORDS, REFUSED, STRICTER, read_settings
+from harness.keys import ONE_OF_ITS_WORDS, REFUSED, STRICTER
+from harness.settings import read_settings
 
 SIGNATURES = {
     "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size compute_entropy",
@@ -294,7 +295,7 @@ def test_a_message_of_jsonargparse(given, words):
     parser.add_class_arguments(make_dataclass("Section", fields), "a")
     with pytest.raises(Exception) as error:
         parser.parse_object(given)
-    assert words in str(error.value), "jsonargparse's messages, which settings.py reads"
+    assert words in str(error.value), "jsonargparse's messages, which keys.py reads"
 
 
 def test_names_from_inside():
