@@ -33,7 +33,7 @@ from harness.footprint import (
 )
 from harness.loading import Data, Policy, loading_problem
 from harness.record import completions_a_step
-from harness.rewarding import RewardError, details, score
+from harness.rewarding import RewardError, details, logged_name, score
 from harness.settings import Settings
 from harness.watch import GUARDED
 
@@ -41,7 +41,7 @@ from harness.watch import GUARDED
 def check_machine(settings: Settings) -> None:
     """Can these settings run on this machine at all? Raises UserError."""
     training = settings.training
-    if training.get("bf16") and training.get("fp16"):
+    if training.get("bf16") and training.get("fp16"):  # as GRPOConfig would, from which --check takes both
         raise settings.error("training.fp16", "cannot be true together with bf16; set one of them to false")
     if settings.model.get("quantization_config") and settings.lora is None:
         raise settings.error("model.quantization_config", "quantized weights are not trained; use recipes/qlora.yaml")
@@ -124,10 +124,9 @@ def check_lengths(settings: Settings, config: PreTrainedConfig, args: GRPOConfig
         raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
     if args.eval_on_start and args.eval_strategy == "no":
         raise settings.error("training.eval_on_start", "needs training.eval_strategy; set both or neither")
-    names = [name.split("/")[-1] for name in settings.rewards]  # as TRL logs them
     if not all(map(str.strip, settings.samples.questions)):
         raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
-    metrics = ["reward", *(f"rewards/{name}/mean" for name in names), GUARDED]
+    metrics = ["reward", *(f"rewards/{logged_name(name)}/mean" for name in settings.rewards), GUARDED]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
         raise settings.error("training.metric_for_best_model", problem)
@@ -189,15 +188,13 @@ def print_plan(settings: Settings, args: GRPOConfig, policy: Policy, data: Data,
     steps, calls = run_length(args, len(data.train))
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable:,} trained by LoRA"
     name, dtype = settings.model["pretrained_model_name_or_path"], settings.model.get("dtype") or "auto"
+    attention = policy.attention or "sdpa, where the model has it"
     by = f", {per_step // args.world_size} in each of {args.world_size} processes" if args.world_size > 1 else ""
     template = (args.chat_template_kwargs or {}) | {"add_generation_prompt": True, "tokenize": False}
     first = policy.tokenizer.apply_chat_template(data.train[0]["prompt"], **template)
     rows = [
         ("model", f"{name}: {size.parameters:,} parameters, {trained}, {dtype}"),
-        (
-            "attention",
-            f"{policy.attention or 'sdpa, where the model has it'}{policy.fallback and f' ({policy.fallback})'}",
-        ),
+        ("attention", f"{attention}{policy.fallback and f' ({policy.fallback})'}"),
         ("prompts", data.in_words()),
         ("first prompt", first),
         ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions{by}"),

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `python PATH/harnes
 from harness.curves import draw_curves, reward_names
 from harness.exits import UserError, exit_status
 from harness.record import difference, flat
+from harness.rewarding import logged_name
 from harness.verdict import interval, verdict
 
 
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         samples[str(folder)] = [row for row in map(json.loads, lines) if row["held_out"] and row["after"]]
     console.print(held_out_table(samples, names))
     for (folder, rows), sections in zip(samples.items(), settings, strict=True):
-        weights = {name.split("/")[-1]: entry["weight"] for name, entry in sections["rewards"].items()}  # as TRL does
+        weights = {logged_name(name): entry["weight"] for name, entry in sections["rewards"].items()}
         weights = {name: weight for name, weight in weights.items() if rows and name in rows[0]["after"]["rewards"]}
         console.print(f"{folder}: {verdict(rows, weights)[1]}")
     if len(read) > 1 and (table := differences(read, settings)).rows:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.exits import write_whole
-from harness.rewarding import reward_functions, title
+from harness.rewarding import logged_name, reward_functions, title
 
 SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
 
@@ -26,7 +26,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], entries: dict[str, dict[s
         entries: the section `rewards` of the settings, for the weights (shown for a single run).
         path: of the PNG.
     """
-    entries = {name.split("/")[-1]: entry for name, entry in entries.items()}  # as TRL logs them
+    entries = {logged_name(name): entry for name, entry in entries.items()}
     order = {name: i for i, name in enumerate(entries)}  # a resumed run's logs have theirs by the alphabet
     names = sorted(reward_names(runs), key=lambda name: order.get(name, len(order)))
     panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [

@@ -5,7 +5,6 @@ import functools
 import inspect
 import math
 import operator
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,8 +111,6 @@ def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError
             given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in values.items()}
         elif values is not None:
             given[section] = typed(section, values)
-    for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
-        given[section][key] = os.path.expanduser(given[section][key])
     if not any(entry["weight"] for entry in given["rewards"].values()):
         raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
     return given
@@ -157,9 +154,8 @@ def _parsers(merged: dict[str, Any]) -> tuple[dict[str, ArgumentParser], set[str
         parser.add_function_arguments(function, skip=skip)
         for key, kind in types.items():
             parser.add_argument(f"--{key}", type=kind)
-        for key, kind in ({key: parameter.annotation for key, parameter in parameters.items()} | types).items():
-            if not re.search("None|Optional|Any|empty", str(kind)):
-                never_null.add(f"{part}.{key}")
+        types = {key: parameter.annotation for key, parameter in parameters.items()} | types
+        never_null |= {f"{part}.{key}" for key in types if not re.search("None|Optional|Any|empty", str(types[key]))}
     return parsers, never_null
 
 

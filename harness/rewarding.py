@@ -77,6 +77,11 @@ def why_no_reward(name: str) -> str | None:
     return f"{problem}; it has {', '.join(functions)}; a reward model goes by its Hub name (owner/name) or folder"
 
 
+def logged_name(name: str) -> str:
+    """Under which TRL logs a reward: of a reward model the last part of its name or folder."""
+    return name.split("/")[-1]
+
+
 def title(name: str) -> str:
     """What a reward measures: the first line of its docstring."""
     function = reward_functions().get(name)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import os
 import re
 import sys
 from contextlib import suppress
@@ -84,6 +85,8 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
         raise _error(places, "lora", "has no keys; write lora: null for none, or one of them, such as r: 16")
     merged["rewards"] = {name: entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
     given = typed_sections(merged, functools.partial(_error, places))
+    for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
+        given[section][key] = os.path.expanduser(given[section][key])
     sections = {**given, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
     settings = Settings(**sections, given=given, places=places, options=options)
     if options.print_config:

@@ -158,6 +158,7 @@ def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys
     assert "x answer_reward" not in plan
     assert "there is no column 'wanted'" in refused([*arguments, "--prompts.rename", "{wanted: answer}"])
     assert "there is a column 'query' already" in refused([*arguments, "--prompts.rename", "{expected: query}"])
+    assert "there is a column 'a' already" in refused([*arguments, "--prompts.rename", "{expected: a, query: a}"])
 
 
 ENTRIES = "query,answer\n" + "".join(f"{i}番目の山は?,{i}\n" for i in range(40))
