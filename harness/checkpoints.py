@@ -36,7 +36,6 @@ from harness.exits import (
     write_whole,
 )
 from harness.record import LONGER, settings_of_run
-from harness.rewarding import RewardUnreachable
 from harness.signals import STOPPING, end_at_once, take_signals
 from harness.trainer import Trainer, total_norm
 
@@ -64,7 +63,6 @@ class Checkpoints(TrainerCallback):
         self.signal: int | None = None  # that has come to this process
         self.stopped_by = 0  # the signal after which all processes stop
         self.handlers: dict[int, Any] = {}
-        self.after_step: tuple | None = None  # see Trainer.random_and_batch
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.signal = pending[0] if pending else None
@@ -103,7 +101,6 @@ class Checkpoints(TrainerCallback):
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
         control.should_log |= control.should_save  # else what is not logged yet would be lost on resume
-        self.after_step = self.trainer.random_and_batch()
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -143,29 +140,17 @@ class Checkpoints(TrainerCallback):
             self.sealed.result()
         args.distributed_state.wait_for_everyone()  # when one process has ended, its launcher ends the others
         if self.stopped_by:  # a signal that came after the last step stops nothing: the model is about to be saved
-            raise Stopped(self.stopped_by, self._how_to_go_on())
-
-    def _how_to_go_on(self) -> str:
-        only_model = self.trainer.args.save_only_model
-        on = "it holds the model only" if only_model else "the same command with --resume goes on"
-        return f"checkpoint-{self.saved} is complete; {on}"
+            on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
+            raise Stopped(self.stopped_by, f"checkpoint-{self.saved} is complete; {on}")
 
     @contextmanager
     def rescue(self) -> Iterator[None]:
-        """To be put around training and saving: saves what can be saved of a run that fails, and says what to do."""
+        """To be put around training and saving: makes one line of a full disk, and puts the signals' handlers back."""
         if self.trainer.model.config.tie_word_embeddings:  # lm_head.weight is in no checkpoint, and nothing is wrong
             upstream = logging.getLogger("transformers.trainer")
             upstream.addFilter(lambda record: "['lm_head.weight']" not in record.getMessage())
         try:
             yield
-        except RewardUnreachable as error:
-            kept = "--resume goes on from the newest checkpoint, if there is one"
-            if self.after_step and self.trainer.args.world_size == 1:
-                if self.saved != self.trainer.state.global_step:
-                    self.trainer.save_checkpoint_of_last_step(self.after_step)
-                    self.sealed.result()
-                kept = self._how_to_go_on()
-            raise RunError(f"{error}; {kept}") from error
         except Exception as error:
             if not any(words in str(error) for words in DISK_FULL):
                 raise

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tenacity
-
 from harness.exits import UserError, in_short
 
 if TYPE_CHECKING:
@@ -33,16 +31,10 @@ except Exception as error:  # any mistake in the user's own file
 PASSED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
-NETWORK = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "APIConnectionError", "URLError"}
-RETRY_SECONDS = 1  # before the second try; twice as long before each one after it
 
 
 class RewardError(Exception):
     """A reward did what it must not; the message names the function, the row, the completion and the value."""
-
-
-class RewardUnreachable(RewardError):
-    """A reward that asks over the network got no answer."""
 
 
 def public_functions() -> dict[str, Callable]:
@@ -120,16 +112,8 @@ def build_rewards(settings: "Settings", data_columns: list[str]) -> list[Callabl
 def checked(name: str, reward: Callable) -> Callable:
     """`reward`, called by the name `name`, with every result checked; raises RewardError.
 
-    A call that fails for want of a connection, or by a time-out, is tried again three times. Each call logs the mean
-    length in characters, and the share of groups in which all completions score alike.
+    Each call logs the mean length in characters, and the share of groups in which all completions score alike.
     """
-    ask = tenacity.retry(
-        retry=tenacity.retry_if_exception(_is_network),
-        stop=tenacity.stop_after_attempt(4),
-        wait=tenacity.wait_exponential(RETRY_SECONDS),
-        before_sleep=lambda call: print(f"warning: rewards.{name}: {in_short(call.outcome.exception())}; trying again"),
-        reraise=True,
-    )(reward)
 
     def check(values: Any, prompts: list, completions: list, log_metric: Callable) -> list[float | None]:
         values = _one_number_each(name, values, prompts, completions)
@@ -143,21 +127,19 @@ def checked(name: str, reward: Callable) -> Callable:
         try:
             yield
         except Exception as error:
-            words = in_short(error)
-            if _is_network(error):
-                raise RewardUnreachable(f"rewards.{name}: cannot be reached ({words}), after four tries") from error
             row = _first_row_that_raises(reward, prompts, completions, others)
             where = "" if row is None else f" on {_row(row, prompts, completions)}"
-            raise RewardError(f"rewards.{name}: raised {words}{where}; fix it in rewards.py") from error
+            remedy = "fix it in rewards.py; if it was the network, --resume goes on from the newest checkpoint"
+            raise RewardError(f"rewards.{name}: raised {in_short(error)}{where}; {remedy}") from error
 
     def call(prompts, completions, **others):
         with failure_named(prompts, completions, others):
-            values = ask(prompts=prompts, completions=completions, **others)
+            values = reward(prompts=prompts, completions=completions, **others)
         return check(values, prompts, completions, others["log_metric"])
 
     async def call_async(prompts, completions, **others):
         with failure_named(prompts, completions, others):
-            values = await ask(prompts=prompts, completions=completions, **others)
+            values = await reward(prompts=prompts, completions=completions, **others)
         return check(values, prompts, completions, others["log_metric"])
 
     call = call_async if inspect.iscoroutinefunction(reward) else call
@@ -195,11 +177,6 @@ def main() -> None:
         except RewardError as error:
             sys.exit(f"error: {error}")
         print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), text]))
-
-
-def _is_network(error: BaseException) -> bool:
-    """A lost connection or a time-out, as Python, requests, httpx, aiohttp and the clients of judges name them."""
-    return not NETWORK.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def _one_number_each(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:

@@ -3,15 +3,12 @@
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   there is no public hook to leave out padding
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
-    _save_checkpoint                     a reward that cannot be reached ends a run where no event asks for a save
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step
 """
 
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
@@ -86,23 +83,6 @@ class Trainer(GRPOTrainer):
 
     def _generation_batch(self, checkpoint: Path) -> Path:
         return checkpoint / f"generation_batch_{self.args.process_index}.pt"
-
-    def random_and_batch(self) -> tuple:
-        """(random state, generation batch) as they are now, to go back to; only the random state is copied."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        random_state = (random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
-        return random_state, (self._step, self._buffered_inputs)
-
-    def save_checkpoint_of_last_step(self, after_step: tuple) -> None:
-        """Save as after the last complete step, from within the next; `after_step`: random_and_batch() of that time."""
-        (python, numpy, cpu, cuda), (self._step, self._buffered_inputs) = after_step
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        self._save_checkpoint(self.model, trial=None)
-        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
