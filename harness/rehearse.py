@@ -87,7 +87,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(_now() - self.begin)
         self.sampling.append(self.sampled)
-        self.memory.append(memory_in_use())
+        self.memory.append(_memory_in_use())
         self.begin, self.sampled = _now(), 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -247,7 +247,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def memory_in_use() -> int:
+def _memory_in_use() -> int:
     """Bytes in use as the driver sees them, vLLM's included; without a GPU the process's peak."""
     if not CUDA:
         return _host_memory()

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
@@ -20,10 +19,8 @@ from trl import GRPOTrainer
 from harness.card import model_card, score_words
 from harness.curves import draw_curves, reward_means
 from harness.exits import RunError, write_whole
-from harness.footprint import GB
 from harness.loading import Data
 from harness.record import completions_a_step
-from harness.rehearse import figures_file, memory_in_use
 from harness.rewarding import columns, reward_functions
 from harness.samples import answer, sample_questions
 from harness.settings import ROOT, Settings
@@ -118,17 +115,6 @@ class Report(TrainerCallback, ExportableState):
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seconds = time.monotonic() - self.start
         self._attempt(self._draw)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 1 and self.main:
-            self._attempt(self._compare_with_rehearsal)
-
-    def _compare_with_rehearsal(self) -> None:
-        if (file := figures_file(self.settings)).exists():
-            rehearsed, seconds = json.loads(file.read_text(encoding="utf-8")), time.monotonic() - self.start
-            times = f"{rehearsed['typical_step_s']:.2f} to {rehearsed['worst_step_s']:.2f} s"
-            memory = f"{memory_in_use() / GB:.1f} GB (rehearsed {rehearsed['peak_bytes'] / GB:.1f} at the most)"
-            tqdm.write(f"first step: {seconds:.2f} s (rehearsed {times}), {memory}")
 
     def on_save(self, args, state, control, **kwargs):
         self.write()

@@ -163,7 +163,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
     parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")
     parser.add_argument("--fit", action="store_true", help="with --rehearse: try micro-batches of 1, 2, 4, ...")
-    parser.add_argument("--keep", action="store_true", help="with --rehearse: keep the figures, to compare the run")
+    parser.add_argument("--keep", action="store_true", help="with --rehearse: keep the figures beside output_dir")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=", ".join(map(" ".join, versions().items())))
     parser.error = _refuse

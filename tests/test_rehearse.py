@@ -23,7 +23,7 @@ def history(folder: Path) -> list[dict]:
     return [log for log in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in log]
 
 
-def test_a_rehearsal_measures_the_first_step_of_the_run_and_changes_nothing(tiny, tmp_path, capsys):
+def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path, capsys):
     train_grpo.main([*tiny, "--training.output_dir", str(tmp_path / "before")])
     capsys.readouterr()
     train_grpo.main([*tiny, "--rehearse", "--keep", "--price", "2.5"])
@@ -34,7 +34,6 @@ def test_a_rehearsal_measures_the_first_step_of_the_run_and_changes_nothing(tiny
     figures = json.loads((tmp_path / "run-rehearsal.json").read_text())
     assert figures["steps"] == 4 and 0 < figures["hours"][0] <= figures["hours"][1]
     train_grpo.main(tiny)
-    assert "first step: " in capsys.readouterr().out
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "before/model.safetensors").read_bytes()
     first = history(tmp_path / "run")[0]
     keys = [key for key in first if key.startswith(("reward", "completions/"))]
