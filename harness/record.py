@@ -49,23 +49,19 @@ def settings_of_run(path: Path) -> dict[str, Any]:
 
 
 def check_same_settings(settings: Settings, output_dir: str) -> None:
-    """Refuse to go on with settings that change what is trained; raises UserError with old and new values.
-
-    More steps are no such change where the learning rate is constant: they leave the steps before as they were.
-    """
+    """Refuse to go on with settings that change what is trained; raises UserError with old and new values."""
     path = Path(output_dir) / "config.yaml"
     old, new = settings_of_run(path), flat(settings.given)
     differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE)]
+    if not differ:
+        return
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
     more = {key: (new.get(key) or 0) - (old.get(key) or 0) for key in differ if key in LONGER}
-    longer = len(more) == len(differ) and min(more.values(), default=0) >= 0
-    if longer and (not differ or str(new.get("training.lr_scheduler_type")).startswith("constant")):
-        return
-    if longer:
+    if len(more) == len(differ) and min(more.values()) > 0:
         raise UserError(
-            f"--resume: {changes}: would change the learning rates of the steps that are done; finish this run and "
-            f"start another from it: --config {path} --model.pretrained_model_name_or_path {output_dir} "
-            f"--training.output_dir {output_dir}-more{''.join(f' --{key} {steps}' for key, steps in more.items())}"
+            f"--resume: {changes}: a run is not made longer; finish it, and start another from it: --config {path} "
+            f"--model.pretrained_model_name_or_path {output_dir} --training.output_dir {output_dir}-more"
+            f"{''.join(f' --{key} {steps}' for key, steps in more.items())}"
         )
     raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
 

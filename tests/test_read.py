@@ -1,15 +1,18 @@
 """Reading what a real tiny run sampled: the right rows, whole, in the right order."""
 
+import os
 import re
+import signal
 
 import pandas as pd
 import pytest
 import yaml
 from conftest import tiny_arguments
+from trl import GRPOTrainer
 
 import train_grpo
 from harness import read
-from harness.exits import UserError
+from harness.exits import Stopped, UserError
 
 KEPT = ["--training.log_completions", "true", "--training.num_completions_to_print", "0"]
 GROUP, SCORES = re.compile(r"^step (\d+), group (\d+) of 4 ─", re.MULTILINE), re.compile(r"\((total .*?)\)", re.DOTALL)
@@ -29,6 +32,18 @@ def shown(run, capsys):
         return capsys.readouterr().out
 
     return show
+
+
+def stops_in_step(number: int):
+    """training_step, with a SIGTERM in that step."""
+    step = GRPOTrainer.training_step
+
+    def stops(self, *args, **kwargs):
+        if self.state.global_step + 1 == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    return stops
 
 
 def kept(run, step: int) -> pd.DataFrame:
@@ -91,10 +106,12 @@ def test_a_reward_that_did_not_apply_and_two_groups_with_one_prompt(run, tmp_pat
     assert len(SCORES.findall(capsys.readouterr().out)) == 12
 
 
-def test_a_run_that_was_resumed_in_mid_batch_has_a_step_without_completions(tiny, tmp_path, capsys):
-    constant = [*tiny, *KEPT, "--training.lr_scheduler_type", "constant"]
-    train_grpo.main([*constant, "--training.max_steps", "3"])
-    train_grpo.main([*constant, "--resume"])
+def test_a_run_that_was_resumed_in_mid_batch_has_a_step_without_completions(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(GRPOTrainer, "training_step", stops_in_step(3))
+    with pytest.raises(Stopped, match="checkpoint-3 is complete"):
+        train_grpo.main([*tiny, *KEPT])
+    monkeypatch.undo()
+    train_grpo.main([*tiny, *KEPT, "--resume"])
     with pytest.raises(UserError, match="total: not among the scores of this step .*another --step"):
         read.main([str(tmp_path / "run")])
     read.main([str(tmp_path / "run"), "--step", "3"])
