@@ -76,7 +76,7 @@ def check_run(
     `rewards` are those of build_rewards. Raises UserError.
     """
     check_services(settings, args)
-    check_generation(settings)
+    check_generation(settings, policy)
     check_lengths(settings, policy.config, args, data)
     size = footprint(settings, policy.config, args, lora)
     check_rewards(settings, rewards, data.train)
@@ -103,8 +103,13 @@ def check_services(settings: Settings, args: GRPOConfig) -> None:
             raise settings.error("training.push_to_hub", problem) from error
 
 
-def check_generation(settings: Settings) -> None:
-    """generation_kwargs that upstream would ignore, or that contradict a setting; raises UserError."""
+def check_generation(settings: Settings, policy: Policy) -> None:
+    """What upstream would ignore, what contradicts a setting, and what casts the weights; raises UserError."""
+    continuous, training = "use_transformers_continuous_batching", settings.training
+    casts = training.get(continuous) and training.get("bf16") is not False and not training.get("fp16")
+    if casts and (settings.lora or weights_dtype(settings, policy.config) != torch.bfloat16):
+        problem = "with bf16 it casts the weights that are trained, or LoRA's, from float32 to bfloat16 for good"
+        raise settings.error(f"training.{continuous}", f"{problem}; use it with model.dtype: bfloat16 and without LoRA")
     for key in settings.training.get("generation_kwargs") or {}:
         where = f"training.generation_kwargs.{key}"
         if key in GRPOConfig.__dataclass_fields__:

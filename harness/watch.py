@@ -90,14 +90,6 @@ class Watch(TrainerCallback):
         fall = max((self.first.setdefault(key, mean) - mean for key, mean in canaries.items()), default=0)
         metrics[f"eval_{GUARDED}"] = metrics["eval_reward"] if fall <= CANARY_FALL else -HUGE * fall
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        now = next(p for p in model.parameters() if p.requires_grad).dtype
-        if torch.finfo(now).bits < torch.finfo(before := self.before[0].dtype).bits:  # FSDP2 widens bfloat16
-            raise RunError(
-                f"step {state.global_step}: the trained weights have turned from {before} to {now}, as "
-                "training.use_transformers_continuous_batching does with bf16; leave it off, or set bf16: false"
-            )
-
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
             self.failure = "no optimizer step was taken: the model is untrained"

@@ -83,6 +83,10 @@ def test_mistakes_in_dataset_and_prompts(arguments, words, demo):
             ["eval batch size", "divisible"],
         ),
         (["--training.use_vllm", "true"], ["training.use_vllm: vLLM is not installed", "make gpu"]),
+        (
+            ["--training.bf16", "true", "--training.use_transformers_continuous_batching", "true"],
+            ["continuous_batching: with bf16 it casts the weights", "model.dtype: bfloat16 and without LoRA"],
+        ),
     ]
 )  # fmt: skip
 def test_mistakes_in_training(arguments, words, demo):
