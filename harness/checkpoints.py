@@ -25,12 +25,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 from harness.exits import (
     ENDS,
-    RANK,
     RunError,
     Stopped,
     UserError,
     in_short,
     pending,
+    rank,
     read_status,
     write_status,
     write_whole,
@@ -80,7 +80,7 @@ class Checkpoints(TrainerCallback):
 
     def _stop(self, number):
         self.signal = number
-        if RANK == 0 and ENDS not in os.environ:  # harness.launch says it for all its processes
+        if rank() == 0 and ENDS not in os.environ:  # harness.launch says it for all its processes
             os.write(2, STOPPING)  # not print(), which may be what the signal has interrupted
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):

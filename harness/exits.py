@@ -22,9 +22,13 @@ from urllib.request import getproxies
 from harness.signals import end_at_once, take_signals
 
 ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes its last line for harness.launch
-RANK = int(os.environ.get("RANK", 0))
 SMALLER = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
 pending: list[int] = []  # signals that have come outside of training
+
+
+def rank() -> int:
+    """Of this process among those of the run; 0 where there is one only."""
+    return int(os.environ.get("RANK", 0))
 
 
 class UserError(Exception):
@@ -83,7 +87,7 @@ def outcome_written(folder: str) -> Iterator[None]:
     """
     ended: tuple[str, int] = ("failed", 1)
     try:
-        if RANK == 0:
+        if rank() == 0:
             write_status(folder, "running")
         yield
         ended = ("done", 0)
@@ -98,7 +102,7 @@ def outcome_written(folder: str) -> Iterator[None]:
     except Exception as error:
         raise RunError(_with_traceback(error, Path(folder) / "error.log")) from error
     finally:
-        if (RANK == 0 or ended[0] == "failed") and not failed_elsewhere():
+        if (rank() == 0 or ended[0] == "failed") and not failed_elsewhere():
             write_status(folder, *ended)
 
 
@@ -139,7 +143,7 @@ def exit_status(
         raise Stopped(number, if_stopped)
 
     take_signals(stop, end_at_once)
-    if RANK:
+    if rank():
         _be_silent()
     if ENDS in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, and save, where harness.launch is killed
@@ -169,7 +173,7 @@ def _say(line: str, status: int) -> int:
     """Print how this process ends; where harness.launch has started it, leave that to it."""
     if folder := os.environ.get(ENDS):
         end = {"time": time.time(), "line": line, "status": status}
-        write_whole(Path(folder) / f"{RANK}.json", json.dumps(end))
+        write_whole(Path(folder) / f"{rank()}.json", json.dumps(end))
     elif line:
         print(line, file=sys.stderr)
     return status

@@ -35,7 +35,6 @@ from harness.trainer import Trainer
 
 WORST_STEPS = 3
 OUT_OF_MEMORY = ("out of GPU memory", "out of memory", "can't allocate memory", "MemoryError")
-CUDA = torch.cuda.is_available()
 
 
 @contextmanager
@@ -110,7 +109,7 @@ def rehearse(trainer: Trainer, settings: Settings, data: Data, size: Footprint) 
         "hours": sorted(steps * figures[key] / 3600 for key in ("typical_step_s", "worst_step_s")),
         "calculated_bytes": sum(size.memory.values()),
         "moved_share": moved_share(trained, args.learning_rate),
-        "device": torch.cuda.get_device_name() if CUDA else "CPU",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         **versions(),
     }
     if trainer.is_world_process_zero():
@@ -193,7 +192,7 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
     print(f"  {signal['cut']:.0%} of completions are cut at {args.max_completion_length} tokens")
     for place, (reward, completion) in signal["completions"].items():
         print(f"  {place}, {reward:.2f}: {completion}".replace("\n", "⏎"))
-    total = torch.cuda.get_device_properties(0).total_memory if CUDA else None
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     room = f"{(total - peak) / GB:.1f} GB of {total / GB:.0f} are left" if total else "of this process, on a CPU"
     print("Worst case: whole steps on the longest prompts, completions of full length")
     print(f"  memory: {peak / GB:.1f} GB measured, {figures['calculated_bytes'] / GB:.1f} GB calculated; {room}")
@@ -242,14 +241,14 @@ def fit(settings: Settings, arguments: list[str] | None) -> None:
 
 
 def _now() -> float:
-    if CUDA:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def _memory_in_use() -> int:
     """Bytes in use as the driver sees them, vLLM's included; without a GPU the process's peak."""
-    if not CUDA:
+    if not torch.cuda.is_available():
         return _host_memory()
     free, total = torch.cuda.mem_get_info()
     return total - free
