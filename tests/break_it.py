@@ -1,4 +1,4 @@
-"""train_grpo.py with one fault inside: python tests/break_it.py FAULT:WHERE[@RANK] ARGUMENT...
+"""train_grpo.py with one fault inside: python tests/break_it.py FAULT:WHERE[@RANK] ARGUMENT..., or tests/forked.py.
 
 sigterm:PHASE, sigint:PHASE  the signal, at the second call of a phase      twice:PHASE  the signal twice
 kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
@@ -6,6 +6,8 @@ fill:MB                      at the second save, the disk fills up but for so mu
 raise:N                      a reward raises at its Nth call                slow:N        each step takes N seconds more
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
 @RANK                        in this process of several only
+
+No curves are drawn, which would take longer than the training.
 """
 
 import functools
@@ -22,6 +24,7 @@ import accelerate
 import transformers
 from trl import GRPOTrainer
 
+import harness.report
 import rewards
 import train_grpo
 from harness.exits import exit_status
@@ -85,8 +88,9 @@ def raising(number: int):
     return raises
 
 
-if __name__ == "__main__":
-    fault, where = sys.argv.pop(1).split(":")
+def put_in(what: str) -> None:
+    """Break this process as FAULT:WHERE[@RANK] says."""
+    fault, where = what.split(":")
     where, _, rank = where.partition("@")
     if rank not in ("", os.environ.get("RANK")):
         pass
@@ -111,4 +115,9 @@ if __name__ == "__main__":
         signals = signals.get(fault, [signal.SIGTERM] * 2)
         apart = {"twice": 4, "doubled": 0}.get(fault, 0)  # seconds
         at_call(2, *PHASES[where], lambda *_: [(os.kill(os.getpid(), n), time.sleep(apart)) for n in signals])
+
+
+if __name__ == "__main__":
+    harness.report.draw_curves = lambda *_: None
+    put_in(sys.argv.pop(1))
     sys.exit(exit_status(train_grpo.main))

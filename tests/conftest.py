@@ -3,15 +3,41 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
+import harness.report  # noqa: E402
 import train_grpo  # noqa: E402
 from harness.exits import UserError  # noqa: E402
+
+draw_curves, harness.report.draw_curves = harness.report.draw_curves, lambda *_: None  # over half of a tiny run's time
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Runs inside draw their curves: `with drawing(): train_grpo.main(...)` in a fixture of a module or a session."""
+    switched_off, harness.report.draw_curves = harness.report.draw_curves, draw_curves
+    try:
+        yield
+    finally:
+        harness.report.draw_curves = switched_off
+
+
+@pytest.fixture(autouse=True)
+def draws(request) -> Iterator[None]:
+    """Runs of a test marked `draws` draw their curves."""
+    if not request.node.get_closest_marker("draws"):
+        yield
+        return
+    with drawing():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +46,17 @@ def rows() -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def policy(tmp_path_factory, rows) -> str:
-    """A folder that from_pretrained opens."""
+def policy(tmp_path_factory, rows, worker_id) -> str:
+    """A folder that from_pretrained opens; the first process of pytest that needs it makes it for all."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "policy"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "tokenizer_config.json").exists():
+            teach(folder, rows)
+    return str(folder)
+
+
+def teach(folder: Path, rows: list[dict]) -> None:
     import build
     from transformers import set_seed
 
@@ -29,10 +64,8 @@ def policy(tmp_path_factory, rows) -> str:
     tokenizer = build.build_tokenizer(rows)
     model = build.build_model(tokenizer)
     build.pretrain(model, tokenizer, rows, epochs=3)
-    folder = tmp_path_factory.mktemp("policy")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def tiny_arguments(policy: str, folder: Path) -> list[str]:

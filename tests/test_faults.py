@@ -1,9 +1,13 @@
-"""Signals, a full disk, poison and a second run, each in a real process; what it leaves is then resumed here."""
+"""Signals, a full disk, poison and a second run, each in a real process; what it leaves is then resumed here.
+
+The processes are forked (forked.py), but for one that a shell starts: Ctrl-C's.
+"""
 
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,19 +19,15 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, tiny_arguments
+from forked import Forked
 from trl import GRPOTrainer
 
 import train_grpo
 from harness.checkpoints import fault, newest_complete
-from harness.exits import RunError, Stopped, UserError
+from harness.exits import RunError, Stopped, UserError, read_status
 
 # 6 steps of one micro-batch. A generation batch feeds two of them twice over: saves fall inside it.
 STEPS = ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
-
-
-def broken(what: str, arguments: list[str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tests/break_it.py", what, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def weights(folder: Path) -> bytes:
@@ -46,14 +46,17 @@ def uninterrupted(tmp_path_factory, policy) -> bytes:
     return weights(folder / "run")
 
 
-@pytest.mark.parametrize("phase", ["generate", "reward", "backward", "save"])
-def test_sigterm_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrupted, phase):
-    stopped = broken(f"sigterm:{phase}", [*tiny, *STEPS])
-    assert stopped.returncode == 143
-    assert "stopped by SIGTERM: checkpoint-" in stopped.stderr and "--resume" in stopped.stderr
+# In each phase; SIGUSR1 is Slurm's warning, and a signal that comes twice at once was handed on by a launcher.
+STOPS = {"sigterm:generate": 143, "doubled:reward": 143, "usr1:backward": 128 + signal.SIGUSR1, "sigterm:save": 143}
+
+
+@pytest.mark.parametrize("what", STOPS)
+def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrupted, what):
+    stopped = Forked([*tiny, *STEPS], tmp_path, what)
+    assert stopped.wait() == STOPS[what], stopped.err
     run = tmp_path / "run"
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    assert fault(newest) is None and newest.name in stopped.stderr
+    assert fault(newest) is None and f": {newest.name} is complete; the same command with --resume" in stopped.err
     assert not (run / "model.safetensors").exists() and "**Unfinished" in card(run)
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(run) == uninterrupted
@@ -143,11 +146,12 @@ def test_killed_after_each_file_of_a_save(tiny, tmp_path, uninterrupted):
     whole = set()
     for files in range(1, 14):
         run = tmp_path / "run"
-        killed = broken(f"kill:{files}", [*tiny, *STEPS])
+        killed = Forked([*tiny, *STEPS], tmp_path, f"kill:{files}")
+        status = killed.wait()
         whole.add(newest := newest_complete(str(run)).name)
-        if killed.returncode == 0:  # no save has so many files
+        if status == 0:  # no save has so many files
             break
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert status == -signal.SIGKILL, killed.err
         aside = {path.name for path in run.glob("_set-aside*")}
         assert newest == "checkpoint-4" or aside == {"_set-aside-1-checkpoint-4"}, (files, newest, aside)
         if files in (1, 8):
@@ -157,49 +161,47 @@ def test_killed_after_each_file_of_a_save(tiny, tmp_path, uninterrupted):
     assert files > 8 and whole >= {"checkpoint-2", "checkpoint-6"}
 
 
-def test_ctrl_c_from_outside_exits_130(tiny, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "train_grpo.py", *tiny, "--training.max_steps", "400"], cwd=ROOT, stderr=subprocess.PIPE
+def test_ctrl_c_in_a_shell_exits_130(tiny, tmp_path):
+    """As a terminal does it: SIGINT to all of the shell's process group."""
+    line = shlex.join([sys.executable, "train_grpo.py", *tiny, "--training.max_steps", "4000"])
+    shell = subprocess.Popen(
+        ["bash", "-c", f"{line}; exit $?"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs behind an &
+        start_new_session=True,
     )
-    while not (tmp_path / "run/reward_curves.png").exists():
-        assert process.poll() is None
+    while not read_status(tmp_path / "run").get("step"):
+        assert shell.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130 and b"stopped by SIGINT: checkpoint-" in process.stderr.read()
+    os.killpg(shell.pid, signal.SIGINT)
+    assert b"stopped by SIGINT: checkpoint-" in shell.stderr.read() and shell.wait() == 130
     assert fault(newest_complete(str(tmp_path / "run"))) is None
 
 
 def test_a_second_signal_stops_at_once(tiny, tmp_path):
-    stopped = broken("twice:reward", [*tiny, "--training.save_steps", "1"])
-    assert stopped.returncode == -signal.SIGTERM and "once more stops at once" in stopped.stderr
+    stopped = Forked([*tiny, "--training.save_steps", "1"], tmp_path, "twice:reward")
+    assert stopped.wait() == -signal.SIGTERM and "once more stops at once" in stopped.err
     # The first generation batch fed two steps; the signals fell into the third.
     assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
 
 
-@pytest.mark.parametrize(("what", "status"), [("doubled:reward", 143), ("usr1:reward", 128 + signal.SIGUSR1)])
-def test_a_signal_handed_on_by_a_launcher_and_slurms_warning_save(tiny, tmp_path, what, status):
-    stopped = broken(what, tiny)
-    assert stopped.returncode == status and "is complete; the same command with --resume goes on" in stopped.stderr
-    assert fault(newest_complete(str(tmp_path / "run"))) is None
-
-
 def test_a_lost_terminal_loses_nothing(tiny, tmp_path):
     """The kernel sends SIGHUP, and what is written to the terminal is an error from then on."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "train_grpo.py", *tiny, "--training.max_steps", "400"])
-    while b"step 3/400" not in os.read(terminal, 10_000):
+    terminal, its_side = pty.openpty()
+    process = Forked([*tiny, "--training.max_steps", "4000"], tmp_path, terminal=os.ttyname(its_side))
+    while b"step 3/4000" not in os.read(terminal, 10_000):
         pass
+    os.close(its_side)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert process.wait() == 128 + signal.SIGHUP
     assert fault(newest_complete(str(tmp_path / "run"))) is None
 
 
 def test_a_loss_of_nan_is_not_stepped_on(tiny, tmp_path, uninterrupted):
-    stopped = broken("nan:4", [*tiny, *STEPS])
-    assert stopped.returncode == 1
-    assert stopped.stderr.splitlines()[-1].startswith("error: step 4: the gradient norm is nan; the step was not taken")
+    stopped = Forked([*tiny, *STEPS], tmp_path, "nan:4")
+    assert stopped.wait() == 1
+    assert stopped.err.splitlines()[-1].startswith("error: step 4: the gradient norm is nan; the step was not taken")
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(tmp_path / "run") == uninterrupted
@@ -213,14 +215,11 @@ def test_weights_that_overflow_are_not_saved(tiny, tmp_path):
 
 def test_a_full_disk_is_reported_and_the_run_goes_on_once_there_is_room(tiny, tmp_path, uninterrupted):
     """A checkpoint of the tiny policy is 13 MB; 8 MB are left it. What stays is copied off that disk, and resumed."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = [sys.executable, "tests/break_it.py", "fill:8", *tiny, *STEPS, "--training.output_dir", str(disk / "run")]
-    script = f'mount -t tmpfs -o size=100m tmpfs {disk} && "$@"; status=$?; cp -r {disk}/run {tmp_path}; exit $status'
-    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    stopped = subprocess.run([*own_mounts, *command], cwd=ROOT, capture_output=True, text=True)
-    last = stopped.stderr.splitlines()[-1]
-    assert stopped.returncode == 1 and "the disk is full" in last, stopped.stderr
+    (disk := tmp_path / "disk").mkdir()
+    small = ["--training.output_dir", str(disk / "run")]
+    stopped = Forked([*tiny, *STEPS, *small], tmp_path, "fill:8", disk=disk)
+    assert stopped.wait() == 1 and "the disk is full" in (last := stopped.err.splitlines()[-1]), stopped.err
+    (tmp_path / "disk-copy/run").rename(tmp_path / "run")
     needed, free = re.search(r"about ([\d,]+) bytes are needed, ([\d,]+) are free", last).groups()
     assert 12_000_000 < int(needed.replace(",", "")) < 14_000_000 and int(free.replace(",", "")) < 8_000_000
     assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
@@ -282,68 +281,59 @@ class Answers(BaseHTTPRequestHandler):
         """The tests' output is theirs."""
 
 
-def test_a_stop_pushes_nothing(tiny, monkeypatch):
+def pushing(hub: Hub, arguments: list[str], folder: Path, fault: str = "") -> Forked:
+    push = ["--training.push_to_hub", "true", "--training.hub_model_id", "me/run", "--training.hub_always_push", "true"]
+    proxies = {key: None for key in os.environ if "proxy" in key.lower()}
+    environment = proxies | {"HF_HUB_OFFLINE": None, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none"}
+    return Forked([*arguments, *push], folder, fault, environment=environment)
+
+
+def test_a_stop_pushes_nothing(tiny, tmp_path):
     hub = Hub(set())
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    push = ["--training.push_to_hub", "true", "--training.hub_model_id", "me/run"]
-    stopped = broken("sigterm:reward", [*tiny, *push])
-    assert stopped.returncode == 143 and "checkpoint-" in stopped.stderr
+    stopped = pushing(hub, tiny, tmp_path, "sigterm:reward")
+    assert stopped.wait() == 143 and "checkpoint-3 is complete" in stopped.err
     assert hub.uploads == 0
 
 
+@pytest.mark.draws
 def test_no_half_written_file_is_uploaded(tiny, tmp_path, monkeypatch):
     """Half a card is refused by the Hub, and a file that is gone before it is read ends an upload."""
     replace, written = Path.replace, {}
     monkeypatch.setattr(Path, "replace", lambda self, path: written.update({path: self.name}) or replace(self, path))
-    train_grpo.main([*tiny, "--training.save_steps", "2"])
+    train_grpo.main([*tiny, "--training.max_steps", "1", "--training.save_steps", "1"])
     ours = {"README.md", "reward_curves.png", "samples.jsonl", "status.json", "config.yaml", "rewards.py", "run.json"}
     assert ours <= {path.name for path in written if path.parent == tmp_path / "run"}
     assert all(name.startswith("_") for name in written.values())
 
 
-@pytest.mark.parametrize(
-    ("lost", "status", "words"),
-    [
-        (None, 2, "error: training.push_to_hub: the Hub does not let you in (ConnectError); run `hf auth login`"),
-        ({1}, 0, "warning: an upload to the Hub failed (HfHubHTTPError"),
-        ({3}, 1, "complete in {run}, but not on the Hub (HfHubHTTPError"),
-    ],
-    ids=["start", "mid-run", "end"],
-)
+# Uploads that are lost, the exit status and what is said. Uploads 1 and 2 are those of checkpoints, 3 the finished run's.
+HUBS = {
+    "start": (None, 2, "error: training.push_to_hub: the Hub does not let you in (ConnectError); run `hf auth login`"),
+    "mid-run": ({1}, 0, "warning: an upload to the Hub failed (HfHubHTTPError"),
+    "end": ({3}, 1, "complete in {run}, but not on the Hub (HfHubHTTPError"),
+}
+
+
+@pytest.mark.parametrize(("lost", "status", "words"), HUBS.values(), ids=HUBS)
 def test_an_unreachable_hub_is_reported_and_costs_nothing(tiny, tmp_path, lost, status, words):
-    """Uploads 1 and 2 are those of two checkpoints, 3 is the finished run's."""
     hub = Hub(lost or set())
     if lost is None:
         hub.shutdown()
         hub.server_close()
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE" and "proxy" not in key}
-    result = subprocess.run(
-        [sys.executable, "train_grpo.py", *tiny, "--training.save_steps", "2"]
-        + ["--training.push_to_hub", "true", "--training.hub_model_id", "me/run", "--training.hub_always_push", "true"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**environment, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none"},
-    )
-    run = tmp_path / "run"
-    assert result.returncode == status and words.format(run=run) in result.stdout + result.stderr, result.stderr
+    pushed, run = pushing(hub, [*tiny, "--training.save_steps", "2"], tmp_path), tmp_path / "run"
+    assert pushed.wait() == status and words.format(run=run) in pushed.out + pushed.err, pushed.err
     if lost:
         assert hub.kept == [upload for upload in (1, 2, 3) if upload not in lost]
         assert weights(run) and fault(newest_complete(str(run))) is None and "Unfinished" not in card(run)
     if status == 1:
-        assert f"hf upload me/run {run} --exclude" in result.stderr.splitlines()[-1]
+        assert f"hf upload me/run {run} --exclude" in pushed.err.splitlines()[-1]
 
 
 def test_a_second_run_into_the_folder_is_refused(tiny, tmp_path):
-    first = subprocess.Popen([sys.executable, "train_grpo.py", *tiny, "--training.max_steps", "400"], cwd=ROOT)
-    while not (tmp_path / "run/_lock").exists():
-        assert first.poll() is None
-        time.sleep(0.02)
+    first = Forked([*tiny, "--training.max_steps", "4000"], tmp_path)
+    first.wait_for((tmp_path / "run/status.json").exists)
     with pytest.raises(UserError, match=f"in use by another run .process {first.pid} on "):
         train_grpo.main(tiny)
-    first.kill()
-    first.wait()
-    train_grpo.main(tiny)  # a dead process's lock is none
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    train_grpo.main([*tiny, "--training.max_steps", "1"])  # a dead process's lock is none

@@ -69,8 +69,8 @@ def judge(monkeypatch):
     server.server_close()
 
 
-def asked_about(judge, texts: list[str]) -> list[float | None]:
-    entries = {"judge_reward": {"weight": 1, "server": judge.url, "seconds": 2}}
+def asked_about(judge, texts: list[str], seconds: float = 5) -> list[float | None]:
+    entries = {"judge_reward": {"weight": 1, "server": judge.url, "seconds": seconds}}
     settings = type("Some", (), {"rewards": entries})
     (reward,) = rewarding.build_rewards(settings, [])
     return rewarding.score(reward, ["?"] * len(texts), texts, {})
@@ -78,9 +78,8 @@ def asked_about(judge, texts: list[str]) -> list[float | None]:
 
 def test_64_completions_are_asked_about_at_once(judge):
     judge.delay = 0.5
-    begin = time.monotonic()
     assert asked_about(judge, ["ab"] * 64) == [0.02] * 64
-    assert judge.most_at_once > 32 and time.monotonic() - begin < 16  # one after the other would take 32 s
+    assert judge.most_at_once > 32
 
 
 def test_a_row_that_the_judge_refuses_is_left_out(judge):
@@ -100,9 +99,9 @@ def test_a_judge_that_is_gone_ends_with_what_to_do(judge):
 
 
 def test_a_time_out_counts_as_a_lost_connection(judge):
-    judge.delay = 3
+    judge.delay = 0.6
     with pytest.raises(rewarding.RewardError, match="raised ReadTimeout"):
-        asked_about(judge, ["abc"])
+        asked_about(judge, ["abc"], seconds=0.2)
     assert judge.asked == 4 and issubclass(httpx2.ReadTimeout, httpx2.TransportError)
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, refused
+from conftest import ROOT, refused, tiny_arguments
 from trl import GRPOTrainer
 
 import rewards
@@ -36,12 +36,23 @@ def dies_in_step(number: int, arguments: list[str], monkeypatch) -> None:
         train_grpo.main(arguments)
 
 
+MORE = ["--training.max_steps", "6", "--training.save_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def dead(policy, tmp_path_factory):
+    """The folder of a run that was saved at step 2 and died in step 4; tests use copies of it."""
+    folder = tmp_path_factory.mktemp("dead")
+    with pytest.MonkeyPatch.context() as patch:
+        dies_in_step(4, [*tiny_arguments(policy, folder), *MORE], patch)
+    return folder / "run"
+
+
 @pytest.fixture
-def stopped(tiny, monkeypatch):
-    """Arguments of a run that was saved at step 2 and died in step 4."""
-    arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "2"]
-    dies_in_step(4, arguments, monkeypatch)
-    return arguments
+def stopped(dead, tiny, tmp_path):
+    """Arguments of the copy, which differ in its place only."""
+    shutil.copytree(dead, tmp_path / "run")
+    return [*tiny, *MORE]
 
 
 def test_a_run_keeps_what_it_was_started_with(stopped, tmp_path):
@@ -62,19 +73,23 @@ def test_other_rewards_refuse_to_resume_and_the_difference_is_shown(stopped, tmp
     assert "warning: rewards.py is not the one that " in said and "+    return [-float(min(" in said
 
 
-def test_other_data_refuse_to_resume(tiny, rows, tmp_path, monkeypatch):
+def test_other_data_refuse_to_resume(stopped, rows, tmp_path):
+    """The data's file is the run's, but has another row."""
     shutil.copy(ROOT / "demo/questions.jsonl", tmp_path / "q.jsonl")
-    arguments = [*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--training.save_steps", "2"]
-    dies_in_step(4, arguments, monkeypatch)
     with (tmp_path / "q.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**rows[0], "query": "新しい質問"}, ensure_ascii=False) + "\n")
-    assert "the data are not the run's (227 rows then, 228 now)" in refused([*arguments, "--resume"])
+    settings = (tmp_path / "run/config.yaml").read_text(encoding="utf-8")
+    settings = settings.replace(str(ROOT / "demo/questions.jsonl"), str(tmp_path / "q.jsonl"))
+    (tmp_path / "run/config.yaml").write_text(settings, encoding="utf-8")
+    message = refused([*stopped, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--resume"])
+    assert "the data are not the run's (227 rows then, 228 now)" in message
 
 
-@pytest.mark.parametrize("name", ["run.json", "rewards.py"])
-def test_a_missing_record_is_reported(stopped, tmp_path, name):
-    (tmp_path / "run" / name).unlink()
-    assert "run.json or rewards.py is missing or damaged" in refused([*stopped, "--resume"])
+def test_a_missing_record_is_reported(stopped, tmp_path):
+    for name in ("run.json", "rewards.py"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+        assert "run.json or rewards.py is missing or damaged" in refused([*stopped, "--resume"]), name
+        (tmp_path / name).rename(tmp_path / "run" / name)
 
 
 def test_difference():
@@ -84,20 +99,20 @@ def test_difference():
 
 # What upstream, or we, once resumed inexactly or not at all: settings, and whether weights have to be equal
 EXACT = {
-    "rows in their order, second epoch": ["--training.shuffle_dataset", "false", "--prompts.limit", "12"],
-    "a reference that follows": [
+    "rows in their order, second epoch; logged every two steps": [
+        *["--training.shuffle_dataset", "false", "--prompts.limit", "12", "--training.logging_steps", "2"],
+    ],
+    "a reference that follows; evaluated at the start": [
         *["--training.sync_ref_model", "true", "--training.ref_model_sync_steps", "1"],
         *["--training.ref_model_mixup_alpha", "0.5", "--training.beta", "0.5"],
+        *["--training.eval_on_start", "true", "--training.eval_strategy", "steps", "--training.eval_steps", "3"],
+        *["--training.per_device_eval_batch_size", "4", "--prompts.limit", "227"],
     ],
-    "evaluated at the start": ["--training.eval_on_start", "true", "--training.eval_strategy", "steps"],
-    "logged every two steps": ["--training.logging_steps", "2"],
 }
 
 
 @pytest.mark.parametrize("settings", EXACT.values(), ids=EXACT)
 def test_resumed_exactly(settings, tiny, tmp_path, monkeypatch):
-    if "--training.eval_strategy" in settings:
-        settings = [*settings, "--training.eval_steps", "3", "--training.per_device_eval_batch_size", "4"]
     arguments = [*tiny, "--training.max_steps", "8", "--training.save_steps", "3", *settings]
     dies_in_step(5, arguments, monkeypatch)
     train_grpo.main([*arguments, "--resume"])
@@ -113,17 +128,18 @@ def test_callback_states_are_ours_to_restore(tiny):
 
 
 def test_more_steps_are_a_new_run_with_the_command_that_is_printed(tiny, tmp_path):
+    tiny += ["--training.max_steps", "2"]
     train_grpo.main(tiny)
-    message = refused([*tiny, "--resume", "--training.max_steps", "8"])
-    assert "training.max_steps 4 -> 8: a run is not made longer" in message
+    message = refused([*tiny, "--resume", "--training.max_steps", "4"])
+    assert "training.max_steps 2 -> 4: a run is not made longer" in message
     train_grpo.main(message.split("start another from it: ")[1].split())
     assert weights(tmp_path / "run-more") != weights(tmp_path / "run")
 
 
 def test_an_adapter_is_merged_first_with_the_command_that_is_printed(tiny, tmp_path, monkeypatch):
-    train_grpo.main(
-        [*tiny, "--config", str(ROOT / "recipes/lora.yaml"), "--training.output_dir", str(tmp_path / "lora")]
-    )
+    tiny += ["--training.max_steps", "1"]
+    lora = ["--config", str(ROOT / "recipes/lora.yaml"), "--training.output_dir", str(tmp_path / "lora")]
+    train_grpo.main([*tiny, *lora])
     start = ["--model.pretrained_model_name_or_path"]
     message = refused([*tiny, *start, str(tmp_path / "lora")])
     assert "is a LoRA adapter; merge it first: python -m harness.merge " in message
