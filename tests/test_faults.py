@@ -306,7 +306,7 @@ def test_no_half_written_file_is_uploaded(tiny, tmp_path, monkeypatch):
     assert all(name.startswith("_") for name in written.values())
 
 
-# Uploads that are lost, the exit status and what is said. Uploads 1 and 2 are those of checkpoints, 3 the finished run's.
+# Uploads that are lost, the exit status and what is said. Uploads 1 and 2 are checkpoints', 3 is the finished run's.
 HUBS = {
     "start": (None, 2, "error: training.push_to_hub: the Hub does not let you in (ConnectError); run `hf auth login`"),
     "mid-run": ({1}, 0, "warning: an upload to the Hub failed (HfHubHTTPError"),

@@ -1,4 +1,8 @@
-"""Several processes of one run, started by harness.launch: one line and one status for all; what is stopped goes on."""
+"""Several processes of one run, started by harness.launch: one line and one status for all; what is stopped goes on.
+
+What the launcher does is tried on processes that import no torch (stub_worker.py), what the processes do on two that no
+launcher has started (forked.two), and both together in three trainings.
+"""
 
 import json
 import logging
@@ -14,6 +18,8 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, refused, tiny_arguments
+from filelock import FileLock
+from forked import Forked, two
 from safetensors.torch import load_file
 from test_faults import STEPS, weights
 from transformers import AutoModelForCausalLM
@@ -21,145 +27,161 @@ from transformers import AutoModelForCausalLM
 import harness.launch
 import train_grpo
 from harness.checkpoints import fault, newest_complete
-from harness.exits import UserError
+from harness.exits import UserError, read_status
 
 SHARDED = ["fsdp2", "zero3"]
 
 
-def command(*arguments: str, script: str = "train_grpo.py", engine: str = "ddp") -> list[str]:
-    config = [] if engine == "ddp" else ["--config_file", f"recipes/launch/{engine}.yaml"]
-    return [sys.executable, "-m", "harness.launch", *config, "--num_processes", "2", *script.split(), *arguments]
+def launched(folder: Path, script: str, *arguments: str, **more) -> Forked:
+    """harness.launch with two processes of a script on this CPU."""
+    return Forked(["--num_processes", "2", *script.split(), *arguments], folder, program="launch", **more)
 
 
-def launch(*arguments: str, **more) -> subprocess.Popen:
-    """Two processes on this CPU; accelerate is patched to allow FSDP2 and ZeRO-3 there."""
-    paths = f"{ROOT}/tests/shards_on_cpu:{ROOT}/.venv/deepspeed"  # the latter is `make test`'s
-    environment = {**os.environ, "PYTHONPATH": paths} if "engine" in more else None
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(*arguments, **more), cwd=ROOT, env=environment, **pipes)
+def stubs(folder: Path, *what: str) -> Forked:
+    """harness.launch with two processes that end as `what` says; returned when both have begun."""
+    launcher = launched(folder, "tests/stub_worker.py", str(folder), *what)
+    launcher.wait_for(lambda: all((folder / rank).exists() and (folder / rank).read_text() for rank in "01"))
+    return launcher
 
 
-def ended(process: subprocess.Popen, status: int) -> str:
+def alive(folder: Path) -> list[int]:
+    """Of the stubs."""
+    return [pid for pid in (int((folder / rank).read_text()) for rank in "01") if psutil.pid_exists(pid)]
+
+
+def ended(process: Forked, status: int) -> str:
     """Its last line on stderr, once it has ended as it should."""
-    out, err = process.communicate()
-    assert process.returncode == status, err
-    assert "Traceback" not in err
-    return err.splitlines()[-1] if err else out.splitlines()[-1]
+    assert process.wait() == status, process.err
+    assert "Traceback" not in process.err
+    return (process.err or process.out).splitlines()[-1]
 
 
-def state(folder: Path) -> dict:
-    return json.loads((folder / "status.json").read_text())
+def both_ended(processes: list[Forked], *statuses: int) -> None:
+    assert tuple(process.wait() for process in processes) == statuses, [process.err for process in processes]
+
+
+def last_line(folder: Path, rank: int) -> str:
+    """What one of `two` has left for its launcher."""
+    return json.loads((folder / f"{rank}.json").read_text())["line"]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, policy) -> Path:
     """Two processes' run of STEPS."""
     folder = tmp_path_factory.mktemp("two")
-    ended(launch(*tiny_arguments(policy, folder), *STEPS), 0)
-    assert state(folder / "run") == {"status": "done", "exit_status": 0, "step": 6}
+    both_ended(two([*tiny_arguments(policy, folder), *STEPS], folder), 0, 0)
+    assert read_status(folder / "run") == {"status": "done", "exit_status": 0, "step": 6}
     return folder / "run"
 
 
-def test_a_mistake_is_reported_once_with_status_2(tiny, tmp_path):
-    launched = launch(*tiny, "--prompts.column", "qeury")
-    _, err = launched.communicate()
-    assert launched.returncode == 2
-    assert err.count("error:") == 1 and "did you mean query?" in err.splitlines()[-1]
-    assert not (tmp_path / "run").exists()
+def goes_on_exactly(tiny: list[str], folder: Path, uninterrupted: Path) -> None:
+    both_ended(two([*tiny, *STEPS, "--resume"], folder / "resumed"), 0, 0)
+    assert weights(folder / "run") == weights(uninterrupted)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--num_processes", "0", "train_grpo.py"], "--num_processes 0: starts nothing"),
-        (["--num_processes", "2", "nope.py"], "nope.py: there is no such script"),
-        (
-            ["--config_file", "nope.yaml", "--num_processes", "2", "train_grpo.py"],
-            "launch: The passed configuration file",
-        ),
-    ],
-)
-def test_a_mistake_in_the_launchers_own_arguments(arguments, words, monkeypatch):
+# By what the two stubs do: the launcher's status and its only line
+ENDS = {
+    "mistake": (2, "error: prompts.column: there is no qeury; did you mean query?"),
+    "lost@0 raises@1": (1, "error: poison in process 1"),
+    "waits@0 killed@1": (1, "error: process 1 was killed by SIGKILL; the same command with --resume goes on from"),
+}
+
+
+def test_the_launcher_ends_all_processes_with_the_line_and_the_status_of_the_first(tmp_path):
+    for what, (status, words) in ENDS.items():
+        folder = tmp_path / what.replace(" ", "-")
+        line = ended(launcher := stubs(folder, *what.split()), status)
+        assert line.startswith(words) and launcher.err.count("error: ") == 1, (what, launcher.err)
+        assert not alive(folder), what
+
+
+def test_a_signal_is_handed_on_and_waited_for(tmp_path):
+    launcher = stubs(tmp_path, "waits")
+    launcher.send_signal(signal.SIGUSR1)
+    assert ended(launcher, 138) == "stopped by SIGUSR1: checkpoint-2 is complete"
+    assert len(list(tmp_path.glob("*.saved"))) == 2 and not alive(tmp_path)
+
+
+def test_a_second_signal_leaves_no_process_behind(tmp_path):
+    launcher = stubs(tmp_path, "hangs")
+    launcher.send_signal(signal.SIGTERM)
+    time.sleep(4)  # sooner it counts as the same signal
+    assert launcher.poll() is None and len(alive(tmp_path)) == 2
+    launcher.send_signal(signal.SIGTERM)
+    assert ended(launcher, 143).startswith("stopped by SIGTERM: the same command with --resume goes on from the newest")
+    assert not alive(tmp_path)
+
+
+def test_a_killed_launcher_leaves_no_process_behind(tmp_path):
+    launcher = stubs(tmp_path, "waits")
+    processes = [psutil.Process(pid) for pid in alive(tmp_path)]
+    launcher.send_signal(signal.SIGKILL)
+    assert len(processes) == 2 and not psutil.wait_procs(processes, timeout=60)[1]
+    assert len(list(tmp_path.glob("*.saved"))) == 2
+
+
+def test_a_mistake_in_the_launchers_own_arguments(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setattr("harness.launch.take_signals", lambda *_: None)
-    with pytest.raises(UserError, match=f"^{words}"):
-        harness.launch.main(arguments)
+    mistakes = {
+        "--num_processes 0 train_grpo.py": "--num_processes 0: starts nothing",
+        "--num_processes 2 nope.py": "nope.py: there is no such script",
+        "--config_file nope.yaml --num_processes 2 train_grpo.py": "launch: The passed configuration file",
+    }
+    for arguments, words in mistakes.items():
+        with pytest.raises(UserError, match=f"^{words}"):
+            harness.launch.main(arguments.split())
     logging.disable(logging.NOTSET)
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(tiny, tmp_path):
-    first = launch(*tiny, "--training.max_steps", "4000", "--training.save_strategy", "no")  # until it is stopped
-    while not (tmp_path / "run/status.json").exists():
-        assert first.poll() is None
-        time.sleep(0.1)
-    assert "in use by another run" in ended(launch(*tiny), 2)
-    assert not (tmp_path / "run/error.log").exists() and state(tmp_path / "run")["status"] == "running"
-    first.send_signal(signal.SIGTERM)
-    ended(first, 143)
+def test_a_folder_in_use_is_refused_by_both_and_left_alone(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/_lock_holder").write_text("process 7 on another machine")
+    with FileLock(tmp_path / "run/_lock"):
+        both_ended(two(tiny, tmp_path / "second"), 2, 2)
+    for rank in (0, 1):
+        assert "in use by another run (process 7 on another machine)" in last_line(tmp_path / "second", rank)
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"_lock", "_lock_holder"}  # no error.log, no status
 
 
-def test_a_reward_that_raises_in_one_process_ends_both_with_its_own_line(tiny, tmp_path):
-    line = ended(launch(*tiny, *STEPS, script="tests/break_it.py raise:4@1"), 1)
+def test_a_reward_that_raises_in_one_process_is_the_runs_failure(tiny, tmp_path):
+    first, second = two([*tiny, *STEPS], tmp_path / "ends", "raise:4@1")
+    both_ended([first, second], 1, 1)
+    line = last_line(tmp_path / "ends", 1)
     assert line.startswith("error: rewards.length_reward: raised ValueError: poison on row 0 of the batch")
     assert "RewardError" in (tmp_path / "run/error.log").read_text()
-    assert state(tmp_path / "run")["exit_status"] == 1
+    assert read_status(tmp_path / "run")["exit_status"] == 1
 
 
-@pytest.mark.parametrize(("script", "status"), [("spread:generate", 143), ("usr1:backward@1", 138)])
-def test_a_stop_in_any_way_saves_and_loses_nothing(tiny, tmp_path, uninterrupted, script, status):
-    line = ended(launch(*tiny, *STEPS, script=f"tests/break_it.py {script}"), status)
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tiny, tmp_path, uninterrupted):
+    both_ended(two([*tiny, *STEPS], tmp_path / "ends", "usr1:backward@1"), 138, 138)
+    newest = newest_complete(str(tmp_path / "run"))
+    assert all(f"{newest.name} is complete" in last_line(tmp_path / "ends", rank) for rank in (0, 1))
+    goes_on_exactly(tiny, tmp_path, uninterrupted)
+
+
+def test_a_run_of_which_one_process_was_killed_in_a_save_goes_on(tiny, tmp_path, uninterrupted):
+    first, second = two([*tiny, *STEPS], tmp_path / "ends", "kill:3@1")
+    assert second.wait() == -signal.SIGKILL and first.wait() == 1, first.err
+    goes_on_exactly(tiny, tmp_path, uninterrupted)
+
+
+def test_a_signal_to_launcher_and_process_saves_and_loses_nothing(tiny, tmp_path, uninterrupted):
+    line = ended(launched(tmp_path, "tests/break_it.py spread:generate", *tiny, *STEPS), 143)
     newest = newest_complete(str(tmp_path / "run"))
     assert fault(newest) is None and f"{newest.name} is complete" in line
-    assert state(tmp_path / "run")["status"] == "stopped" and state(tmp_path / "run")["exit_status"] == status
-    ended(launch(*tiny, *STEPS, "--resume", "auto"), 0)
-    assert weights(tmp_path / "run") == weights(uninterrupted)
-
-
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(tiny, tmp_path, uninterrupted):
-    line = ended(launch(*tiny, *STEPS, script="tests/break_it.py kill:3@1"), 1)
-    assert line.startswith("error: process 1 was killed by SIGKILL")
-    ended(launch(*tiny, *STEPS, "--resume"), 0)
-    assert weights(tmp_path / "run") == weights(uninterrupted)
-
-
-def test_a_killed_launcher_leaves_no_process_behind_and_the_run_goes_on(tiny, tmp_path, uninterrupted):
-    launched = launch(*tiny, *STEPS, script="tests/break_it.py slow:2")
-    while not (tmp_path / "run/status.json").exists() or not state(tmp_path / "run").get("step"):
-        assert launched.poll() is None
-        time.sleep(0.1)
-    children = psutil.Process(launched.pid).children(recursive=True)
-    launched.kill()
-    assert len(children) == 2 and not psutil.wait_procs(children, timeout=60)[1]
-    assert state(tmp_path / "run")["status"] == "stopped"
-    ended(launch(*tiny, *STEPS, "--resume"), 0)
-    assert weights(tmp_path / "run") == weights(uninterrupted)
+    assert read_status(tmp_path / "run")["status"] == "stopped" and read_status(tmp_path / "run")["exit_status"] == 143
+    goes_on_exactly(tiny, tmp_path, uninterrupted)
 
 
 def test_a_full_disk_is_reported_once_and_the_run_goes_on(tiny, tmp_path, uninterrupted):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = f'mount -t tmpfs -o size=100m tmpfs {disk} && "$@"; status=$?; cp -r {disk}/run {tmp_path}; exit $status'
-    full = command(*tiny, *STEPS, "--training.output_dir", str(disk / "run"), script="tests/break_it.py fill:8@0")
-    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *full]
-    assert "the disk is full" in ended(subprocess.Popen(own_mounts, cwd=ROOT, stderr=subprocess.PIPE, text=True), 1)
-    ended(launch(*tiny, *STEPS, "--resume"), 0)
-    assert weights(tmp_path / "run") == weights(uninterrupted)
-
-
-def test_a_second_signal_leaves_no_process_behind(tiny, tmp_path):
-    launched = launch(*tiny, script="tests/break_it.py slow:60")
-    while not (tmp_path / "run/status.json").exists():
-        assert launched.poll() is None
-        time.sleep(0.1)
-    children = psutil.Process(launched.pid).children(recursive=True)
-    time.sleep(5)  # into the first step
-    launched.send_signal(signal.SIGTERM)
-    time.sleep(4)
-    assert launched.poll() is None
-    launched.send_signal(signal.SIGTERM)
-    assert ended(launched, 143).startswith("stopped by SIGTERM: the same command with --resume goes on from the newest")
-    assert len(children) == 2 and not any(child.is_running() for child in children)
+    (disk := tmp_path / "disk").mkdir()
+    small = ["--training.output_dir", str(disk / "run")]
+    full = launched(tmp_path, "tests/break_it.py fill:8@0", *tiny, *STEPS, *small, disk=disk)
+    assert "the disk is full" in ended(full, 1) and full.err.count("error: ") == 1
+    (tmp_path / "disk-copy/run").rename(tmp_path / "run")
+    goes_on_exactly(tiny, tmp_path, uninterrupted)
 
 
 def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_repeated(tiny, tmp_path, uninterrupted):
@@ -176,7 +198,7 @@ def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_re
 
 def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     """srun and scontrol are stand-ins; the script, the signal and the run are real."""
-    stand_ins = {"srun": 'exec "$@"', "scontrol": f'echo "$@" >> {tmp_path}/requeued'}
+    stand_ins = {"srun": 'exec "$@"', "scontrol": f'echo "$@" >> {tmp_path}/requeued', "failing": "exit 1"}
     for name, does in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
@@ -184,22 +206,37 @@ def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     slurm["PYTHON"] = sys.executable
     script = ["bash", "examples/slurm/one_node.sbatch", *tiny, "--training.max_steps", "30"]
     job = subprocess.Popen(script, cwd=ROOT, env=os.environ | slurm)
-    while not (tmp_path / "run/status.json").exists() or not state(tmp_path / "run").get("step"):
+    while not read_status(tmp_path / "run").get("step"):
         assert job.poll() is None
         time.sleep(0.1)
     (launcher,) = psutil.Process(job.pid).children()
     launcher.send_signal(signal.SIGUSR1)
     assert job.wait() == 138 and (tmp_path / "requeued").read_text() == "requeue 7\n"
-    for _ in range(2):  # it goes on; and, once it is done, it does nothing
-        assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
-        assert state(tmp_path / "run") == {"status": "done", "exit_status": 0, "step": 30}
+    assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
+    assert read_status(tmp_path / "run") == {"status": "done", "exit_status": 0, "step": 30}
+    # A job that has failed is not queued again; nor one that is done, which has ended with 0 as here.
+    slurm["PYTHON"] = str(tmp_path / "failing")
+    assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 1
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
+def sharded(engine: str, *arguments: str, script: str = "train_grpo.py", status: int = 0) -> str:
+    """The last line of two processes that divide a model; accelerate is patched to allow that on a CPU."""
+    paths = f"{ROOT}/tests/shards_on_cpu:{ROOT}/.venv/deepspeed"  # the latter is that of `make faults`
+    command = [sys.executable, "-m", "harness.launch", "--config_file", f"recipes/launch/{engine}.yaml"]
+    command += ["--num_processes", "2", *script.split(), *arguments]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == status and "Traceback" not in ran.stderr, ran.stderr
+    return (ran.stderr or ran.stdout).splitlines()[-1]
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("engine", SHARDED)
 def test_a_divided_model_learns_the_same_and_goes_on(tiny, tmp_path, policy, engine, uninterrupted):
-    ended(launch(*tiny_arguments(policy, tmp_path / "whole"), *STEPS, engine=engine), 0)
-    ended(launch(*tiny, *STEPS, engine=engine, script="tests/break_it.py spread:backward"), 143)
-    ended(launch(*tiny, *STEPS, "--resume", engine=engine), 0)
+    sharded(engine, *tiny_arguments(policy, tmp_path / "whole"), *STEPS)
+    sharded(engine, *tiny, *STEPS, script="tests/break_it.py spread:backward", status=143)
+    sharded(engine, *tiny, *STEPS, "--resume")
     ddp, whole, parts = (
         load_file(folder / "model.safetensors") for folder in (uninterrupted, tmp_path / "whole/run", tmp_path / "run")
     )
@@ -208,17 +245,19 @@ def test_a_divided_model_learns_the_same_and_goes_on(tiny, tmp_path, policy, eng
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").num_parameters() > 10**6
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("engine", SHARDED)
 def test_a_divided_model_in_bfloat16_with_lora(tiny, tmp_path, engine):
     lora = ["--lora.r", "8", "--lora.target_modules", "all-linear", "--training.learning_rate", "1e-3"]
-    ended(launch(*tiny, *lora, "--model.dtype", "bfloat16", "--training.bf16", "true", engine=engine), 0)
+    sharded(engine, *tiny, *lora, "--model.dtype", "bfloat16", "--training.bf16", "true")
     assert load_file(tmp_path / "run/adapter_model.safetensors")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("engine", SHARDED)
 def test_divided_weights_that_overflow_are_not_saved(tiny, tmp_path, engine):
     huge = ["--training.learning_rate", "1e39", "--training.max_grad_norm", "0", "--training.save_steps", "1"]
-    assert "weights are no longer finite" in ended(launch(*tiny, *huge, engine=engine), 1)
+    assert "weights are no longer finite" in sharded(engine, *tiny, *huge, status=1)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 

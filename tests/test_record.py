@@ -106,7 +106,7 @@ EXACT = {
         *["--training.sync_ref_model", "true", "--training.ref_model_sync_steps", "1"],
         *["--training.ref_model_mixup_alpha", "0.5", "--training.beta", "0.5"],
         *["--training.eval_on_start", "true", "--training.eval_strategy", "steps", "--training.eval_steps", "3"],
-        *["--training.per_device_eval_batch_size", "4", "--prompts.limit", "227"],
+        *["--training.per_device_eval_batch_size", "4", "--samples.held_out", "4"],
     ],
 }
 
