@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from conftest import refused, tiny_arguments
 from trl import GRPOTrainer
 
 import train_grpo
@@ -14,11 +15,13 @@ from harness.checkpoints import Checkpoints, fault, newest_complete, seal
 from harness.exits import RunError, UserError
 from harness.watch import Watch
 
+STEPS = ["--training.max_steps", "6", "--training.save_steps", "2"]
 
-@pytest.fixture
-def interrupted(tiny, tmp_path, monkeypatch):
-    """A run of 6 steps, saved at 2 and 4, that died in step 5; returns its arguments."""
-    arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "2"]
+
+@pytest.fixture(scope="module")
+def dead(policy, tmp_path_factory):
+    """The folder of a run of STEPS, saved at 2 and 4, that died in step 5; tests use copies of it."""
+    folder = tmp_path_factory.mktemp("dead")
     step = GRPOTrainer.training_step
 
     def dies(self, *args, **kwargs):
@@ -29,13 +32,20 @@ def interrupted(tiny, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "training_step", dies)
         with pytest.raises(KeyboardInterrupt):
-            train_grpo.main(arguments)
-    while not (tmp_path / "run/checkpoint-4/manifest.json").exists():  # sealed beside the training
+            train_grpo.main([*tiny_arguments(policy, folder), *STEPS])
+    while not (folder / "run/checkpoint-4/manifest.json").exists():  # sealed beside the training
         time.sleep(0.01)
-    return arguments
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupted(dead, tiny, tmp_path):
+    """Arguments of the copy in tmp_path, which differ in its place only."""
+    shutil.copytree(dead, tmp_path / "run")
+    return [*tiny, *STEPS]
 
 
 def test_resume_ends_where_the_uninterrupted_run_ends_and_keeps_the_before_side(interrupted, tmp_path):
@@ -80,18 +90,21 @@ def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(inter
             copy = tmp_path / "copy"
             shutil.copytree(tmp_path / "run", copy)
             damage(copy / "checkpoint-4" / name)
-            assert newest_complete(str(copy)).name == "checkpoint-2"
+            assert newest_complete(str(copy)).name == "checkpoint-2", (damage, name)
             said = capsys.readouterr().out
-            assert "checkpoint-4 is not used" in said and (name in said or name == "manifest.json"), said
+            assert "checkpoint-4 is not used" in said and (name in said or name == "manifest.json"), (damage, said)
             assert (copy / "_set-aside-1-checkpoint-4").is_dir() and not (copy / "checkpoint-4").exists()
             shutil.rmtree(copy)
 
 
-def test_no_complete_checkpoint_is_an_error_not_a_fresh_start(interrupted, tmp_path):
-    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+def test_no_complete_checkpoint_and_none_at_all_are_errors_not_a_fresh_start(interrupted, tmp_path):
+    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
+    for checkpoint in checkpoints:
         (checkpoint / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        train_grpo.main([*interrupted, "--resume"])
+    assert "no complete checkpoint (2 tried)" in refused([*interrupted, "--resume"])
+    assert not list((tmp_path / "run").glob("checkpoint-*"))  # they have been set aside
+    assert "had saved no checkpoint yet; run it again without --resume" in refused([*interrupted, "--resume"])
+    assert "no run to resume" in refused([*interrupted, "--training.output_dir", str(tmp_path / "none"), "--resume"])
 
 
 def test_settings_that_change_the_training_refuse_to_resume(interrupted):
@@ -109,31 +122,28 @@ def test_settings_that_change_the_training_refuse_to_resume(interrupted):
         assert words in message
 
 
-def test_resume_before_the_first_checkpoint_says_so(interrupted, tmp_path):
-    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    with pytest.raises(UserError, match="had saved no checkpoint yet; run it again without --resume"):
-        train_grpo.main([*interrupted, "--resume"])
+def test_damaged_settings_of_a_run_are_reported(interrupted, tmp_path):
+    for content in (b"", b"\xff\xfe", b"[1]", b"a: [", b"7"):
+        (tmp_path / "run/config.yaml").write_bytes(content)
+        assert "run/config.yaml: damaged" in refused([*interrupted, "--resume"]), content
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]", b"a: [", b"7"])
-def test_damaged_settings_of_a_run_are_reported(interrupted, tmp_path, content):
-    (tmp_path / "run/config.yaml").write_bytes(content)
-    with pytest.raises(UserError, match="run/config.yaml: damaged"):
-        train_grpo.main([*interrupted, "--resume"])
+def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path, monkeypatch):
+    """When a checkpoint is deleted, two later ones are sealed; a third may be in the writing."""
+    delete, sealed = shutil.rmtree, []
 
+    def deletes(path, *args, **kwargs):
+        sealed.append(
+            sum(fault(folder) is None for folder in (tmp_path / "run").glob("checkpoint-*") if folder != path)
+        )
+        return delete(path, *args, **kwargs)
 
-def test_resume_without_a_run_is_refused(tiny):
-    with pytest.raises(UserError, match="no run to resume"):
-        train_grpo.main([*tiny, "--resume"])
-
-
-def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path):
-    train_grpo.main(
-        [*tiny, "--training.max_steps", "6", "--training.save_steps", "1", "--training.save_total_limit", "2"]
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.checkpoints.shutil.rmtree", deletes)
+        train_grpo.main([*tiny, "--training.save_steps", "1", "--training.save_total_limit", "2"])
+    assert sealed == [2, 2]
     kept = sorted((tmp_path / "run").glob("checkpoint-*"))
-    assert [path.name for path in kept] == ["checkpoint-5", "checkpoint-6"]
+    assert [path.name for path in kept] == ["checkpoint-3", "checkpoint-4"]
     assert [fault(path) for path in kept] == [None, None]
 
 
@@ -147,14 +157,14 @@ class Bomb:
         return os.mkdir, (self.trace,)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "generation_batch_0.pt"])
-def test_resuming_never_executes_what_a_checkpoint_carries(interrupted, tmp_path, name):
-    checkpoint = tmp_path / "run/checkpoint-4"
-    torch.save(Bomb(tmp_path), checkpoint / name)
-    seal(checkpoint)  # by somebody who knows of manifests
-    with pytest.raises(RunError, match="[Ww]eights.only"):
-        train_grpo.main([*interrupted, "--resume"])
-    assert not (tmp_path / "executed").exists()
+def test_resuming_never_executes_what_a_checkpoint_carries(interrupted, tmp_path):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "generation_batch_0.pt"):
+        shutil.copytree(tmp_path / "run", copy := tmp_path / name)
+        torch.save(Bomb(tmp_path), copy / "checkpoint-4" / name)
+        seal(copy / "checkpoint-4")  # by somebody who knows of manifests
+        with pytest.raises(RunError, match="[Ww]eights.only"):
+            train_grpo.main([*interrupted, "--resume", "--training.output_dir", str(copy)])
+        assert not (tmp_path / "executed").exists(), name
 
 
 def test_loading_a_policy_never_executes_what_it_carries(tiny, policy, tmp_path):
