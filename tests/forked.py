@@ -54,7 +54,7 @@ class Forked:
     def wait_for(self, happens: Callable) -> None:
         """Until `happens()` is true, which has to be before the process ends."""
         while not happens():
-            assert self.poll() is None, self.err
+            assert self.poll() is None or happens(), self.err
             time.sleep(0.02)
 
     def wait(self) -> int:

@@ -46,17 +46,24 @@ def uninterrupted(tmp_path_factory, policy) -> bytes:
     return weights(folder / "run")
 
 
-# In each phase; SIGUSR1 is Slurm's warning, and a signal that comes twice at once was handed on by a launcher.
-STOPS = {"sigterm:generate": 143, "doubled:reward": 143, "usr1:backward": 128 + signal.SIGUSR1, "sigterm:save": 143}
+# The exit status, and the step that is finished and saved. SIGUSR1 is Slurm's warning; a signal that comes twice at once
+# was handed on by a launcher.
+STOPS = {
+    "sigterm:generate": (143, 5),
+    "doubled:reward": (143, 5),
+    "usr1:backward": (128 + signal.SIGUSR1, 2),
+    "sigterm:save": (143, 4),
+}
 
 
-@pytest.mark.parametrize("what", STOPS)
-def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrupted, what):
+@pytest.mark.parametrize(("what", "status", "step"), [(what, *ends) for what, ends in STOPS.items()])
+def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny, tmp_path, uninterrupted, what, status, step):
     stopped = Forked([*tiny, *STEPS], tmp_path, what)
-    assert stopped.wait() == STOPS[what], stopped.err
+    assert stopped.wait() == status, stopped.err
     run = tmp_path / "run"
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    assert fault(newest) is None and f": {newest.name} is complete; the same command with --resume" in stopped.err
+    assert newest.name == f"checkpoint-{step}" and fault(newest) is None
+    assert f": {newest.name} is complete; the same command with --resume" in stopped.err
     assert not (run / "model.safetensors").exists() and "**Unfinished" in card(run)
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(run) == uninterrupted
@@ -190,8 +197,9 @@ def test_a_lost_terminal_loses_nothing(tiny, tmp_path):
     """The kernel sends SIGHUP, and what is written to the terminal is an error from then on."""
     terminal, its_side = pty.openpty()
     process = Forked([*tiny, "--training.max_steps", "4000"], tmp_path, terminal=os.ttyname(its_side))
-    while b"step 3/4000" not in os.read(terminal, 10_000):
-        pass
+    shown = b""
+    while b"step 3/4000" not in shown:
+        shown += os.read(terminal, 10_000)
     os.close(its_side)
     os.close(terminal)
     assert process.wait() == 128 + signal.SIGHUP
