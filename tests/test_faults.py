@@ -46,8 +46,8 @@ def uninterrupted(tmp_path_factory, policy) -> bytes:
     return weights(folder / "run")
 
 
-# The exit status, and the step that is finished and saved. SIGUSR1 is Slurm's warning; a signal that comes twice at once
-# was handed on by a launcher.
+# The exit status, and the step that is finished and saved. SIGUSR1 is Slurm's warning; a signal that comes twice at
+# once was handed on by a launcher.
 STOPS = {
     "sigterm:generate": (143, 5),
     "doubled:reward": (143, 5),
