@@ -44,7 +44,7 @@ class Forked:
         outputs = [terminal] * 2 if terminal else list(map(str, self.files))
         _start_server()
         how = (program, list(map(str, arguments)), fault, variables, outputs, bool(terminal), str(disk))
-        self.process = server.Process(target=_child, args=how)
+        self.process = server.Process(target=_child, args=how, daemon=True)  # stopped at the latest when pytest ends
         self.process.start()
         self.pid, self.send_signal = self.process.pid, lambda number: os.kill(self.process.pid, number)
 
