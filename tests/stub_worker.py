@@ -19,7 +19,16 @@ from harness.exits import RunError, Stopped, UserError, exit_status, failed_else
 def main() -> None:
     folder = Path(sys.argv[1])
     what = next(word.split("@")[0] for word in sys.argv[2:] if word.partition("@")[2] in ("", str(rank())))
-    (folder / str(rank())).write_text(str(os.getpid()))
+    try:
+        (folder / str(rank())).write_text(str(os.getpid()))  # from here on a signal may come
+        ends(folder, what)
+    except Stopped as stopped:
+        time.sleep(1 if what == "waits" else 120)
+        (folder / f"{rank()}.saved").touch()
+        raise Stopped(stopped.number, "checkpoint-2 is complete") from None
+
+
+def ends(folder: Path, what: str) -> None:
     while len(list(folder.glob("[01]"))) < 2:  # as processes wait for each other before the first step
         time.sleep(0.01)
     if what == "mistake":
@@ -32,12 +41,7 @@ def main() -> None:
         while not failed_elsewhere():
             time.sleep(0.01)
         raise RunError("connection closed by peer")
-    try:
-        time.sleep(120)
-    except Stopped as stopped:
-        time.sleep(1 if what == "waits" else 120)
-        (folder / f"{rank()}.saved").touch()
-        raise Stopped(stopped.number, "checkpoint-2 is complete") from None
+    time.sleep(120)
 
 
 if __name__ == "__main__":
