@@ -23,7 +23,7 @@ def main() -> None:
         (folder / str(rank())).write_text(str(os.getpid()))  # from here on a signal may come
         ends(folder, what)
     except Stopped as stopped:
-        time.sleep(1 if what == "waits" else 120)
+        time.sleep(120 if what == "hangs" else 1)
         (folder / f"{rank()}.saved").touch()
         raise Stopped(stopped.number, "checkpoint-2 is complete") from None
 
