@@ -28,15 +28,27 @@ SAMPLING = {  # none of them a default
 }
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
-def run(request, policy, tmp_path_factory):
+def trained(policy, folder, *more: str):
     """One question, as a batch of several draws other random numbers for each."""
-    folder = tmp_path_factory.mktemp(request.param)
     arguments = [*tiny_arguments(policy, folder), "--samples.questions", f"['{QUESTION}']", "--samples.held_out", "0"]
     arguments += [part for key, value in SAMPLING.items() for part in (f"--{key}", str(value))]
-    lora = [*LORA, "--training.learning_rate", "0.3"] if request.param == "lora" else []
-    train_grpo.main([*arguments, *lora])
+    train_grpo.main([*arguments, *more])
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def full(policy, tmp_path_factory):
+    return trained(policy, tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="module")
+def lora(policy, tmp_path_factory):
+    return trained(policy, tmp_path_factory.mktemp("lora"), *LORA, "--training.learning_rate", "0.3")
+
+
+@pytest.fixture(params=["full", "lora"])
+def run(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -73,29 +85,30 @@ def test_both_answers_are_the_runs_own_samples(run, chatted, monkeypatch):
     assert len(loads) == (1 if (run / "adapter_config.json").exists() else 2)  # models in memory
 
 
-@pytest.mark.parametrize(
-    ("text", "typed", "answers"),
-    [("甲?\n\n乙?\n", True, 1), ("甲?\n乙?", True, 2), ("甲?\n\n乙?\n", False, 2), ("", False, 0)],
-    ids=["an empty line ends it", "so does Ctrl-D", "lines of a file", "nothing"],
-)
-def test_questions_come_one_after_another(text, typed, answers, run, chatted):
-    out, _ = chatted(run, text, typed)
-    assert out.count("answer –") == 2 * answers and out.count("question: ") == (2 if answers and typed else 0) + (
-        answers == 2 and typed
-    )
+def test_questions_come_one_after_another(full, chatted):
+    rows = [  # stdin, whether it is typed, questions that are answered, prompts for one
+        ("甲?\n\n乙?\n", True, 1, 2),  # an empty line ends it
+        ("甲?\n乙?", True, 2, 3),  # so does Ctrl-D
+        ("甲?\n\n乙?\n", False, 2, 0),  # lines of a file
+        ("", False, 0, 0),
+        ("[/b]は?", False, 1, 0),  # as rich's markup it could not be shown
+    ]
+    wrong = []
+    for text, typed, answers, prompts in rows:
+        out, _ = chatted(full, text, typed)
+        found = (out.count("answer –") / 2, out.count("question: "))
+        if found != (answers, prompts) or ("[/b]" in text and text not in out):
+            wrong.append((text, typed, found, out))
+    assert wrong == []
 
 
-def test_what_looks_like_markup_is_shown_as_it_is(run, chatted):
-    assert "[/b]は?" in chatted(run, "[/b]は?")[0]
-
-
-def test_a_reward_that_fails_ends_it_in_one_line(run, chatted, monkeypatch):
+def test_a_reward_that_fails_ends_it_in_one_line(full, chatted, monkeypatch):
     def emoji_reward(completions, max_emoji=4, **kwargs):
         raise ValueError("no emoji today")
 
     monkeypatch.setattr(rewards, "emoji_reward", emoji_reward)
     with pytest.raises(RunError, match="rewards.emoji_reward: raised ValueError.*no emoji today"):
-        chatted(run, QUESTION)
+        chatted(full, QUESTION)
 
 
 def test_a_folder_without_a_run_or_its_model_is_named(run, tmp_path, chatted):

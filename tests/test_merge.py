@@ -1,30 +1,44 @@
 """Merging real tiny LoRA runs: the merged model is the trained one, and where it is not, nothing is left of it."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from conftest import tiny_arguments
 from peft import LoraModel, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_grpo
 from harness import merge
 from harness.exits import RunError, UserError
 
-LORA = ["--lora.r", "4", "--lora.task_type", "CAUSAL_LM"]
-TARGETS = ["--lora.target_modules", "[q_proj,v_proj]", "--training.learning_rate", "1e-2"]
+LORA = ["--lora.r", "4", "--lora.task_type", "CAUSAL_LM", "--lora.target_modules", "[q_proj,v_proj]"]
 
 
 def trained(policy, folder, *more: str):
-    train_grpo.main([*tiny_arguments(policy, folder), *LORA, *TARGETS, *more])
+    arguments = [*tiny_arguments(policy, folder), *LORA, "--training.learning_rate", "1e-2", "--samples.held_out", "0"]
+    train_grpo.main([*arguments, *more])
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def run(policy, tmp_path_factory):
-    return trained(policy, tmp_path_factory.mktemp("merge"))
+    return trained(policy, tmp_path_factory.mktemp("merge"), "--model.dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def run_in_bfloat16(policy, tmp_path_factory):
+    return trained(policy, tmp_path_factory.mktemp("merge"), "--model.dtype", "bfloat16")
+
+
+def times(factor: float, run, folder):
+    """A copy of a LoRA run whose adapter has learned `factor` times as much."""
+    file = shutil.copytree(run, folder) / "adapter_model.safetensors"
+    weights = {name: weight * factor if "lora_B" in name else weight for name, weight in load_file(file).items()}
+    save_file(weights, file)
+    return folder
 
 
 def refused(run, output) -> str:
@@ -35,8 +49,9 @@ def refused(run, output) -> str:
 
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 0.01), ("bfloat16", 0.1, 5)])
-def test_the_merged_folder_opens_without_peft_and_answers_alike(dtype, least, most, policy, tmp_path, capfd):
-    run = trained(policy, tmp_path, "--model.dtype", dtype)
+def test_the_merged_folder_opens_without_peft_and_answers_alike(dtype, least, most, request, policy, tmp_path, capfd):
+    source = request.getfixturevalue("run" if dtype == "float32" else "run_in_bfloat16")
+    run = shutil.copytree(source, tmp_path / "run")
     capfd.readouterr()
     merge.main([f"{run}/"])
     out, err = capfd.readouterr()
@@ -59,15 +74,16 @@ def test_the_merged_folder_opens_without_peft_and_answers_alike(dtype, least, mo
         merge.main([str(run)])
 
 
-def test_an_adapter_too_fine_for_its_dtype_is_refused(policy, tmp_path):
-    run = trained(policy, tmp_path, "--model.dtype", "bfloat16", "--training.learning_rate", "1e-4")
-    message = refused(run, tmp_path / "merged")
+def test_an_adapter_too_fine_for_its_dtype_or_that_has_learned_nothing_is_refused(run_in_bfloat16, tmp_path):
+    message = refused(times(0.01, run_in_bfloat16, tmp_path / "fine"), tmp_path / "merged")
     assert "not merged in bfloat16: its logits would be off by " in message and "of 25% allowed" in message
+    message = refused(times(0, run_in_bfloat16, tmp_path / "nothing"), tmp_path / "merged")
+    assert "every B of its adapter is zero" in message
 
 
 def test_an_adapter_that_changes_another_layer_with_it_is_refused(policy, tmp_path):
     """Its embedding is its output layer too: merged into the one, the adapter is in both."""
-    run = trained(policy, tmp_path, "--lora.target_modules", "[embed_tokens]")
+    run = trained(policy, tmp_path, "--lora.target_modules", "[embed_tokens]", "--training.max_steps", "2")
     assert "not merged in float32" in refused(run, tmp_path / "merged")
 
 
@@ -76,23 +92,18 @@ def test_a_merge_that_does_nothing_is_refused(run, tmp_path, monkeypatch):
     assert "it would be the base model; its logits would be off by 100%" in refused(run, tmp_path / "merged")
 
 
-def test_an_adapter_that_has_learned_nothing_is_refused(policy, tmp_path):
-    with pytest.raises(RunError, match="nothing was learned"):
-        trained(policy, tmp_path, "--training.learning_rate", "0")
-    assert "every B of its adapter is zero" in refused(tmp_path / "run", tmp_path / "merged")
-
-
 def test_without_samples_another_question_is_compared(run, tmp_path):
-    samples = (run / "samples.jsonl").read_text()
-    (run / "samples.jsonl").write_text("")
-    merge.main([str(run), "-o", str(tmp_path / "new/merged")])
-    (run / "samples.jsonl").write_text(samples)
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "samples.jsonl").write_text("")
+    merge.main([str(copy), "-o", str(tmp_path / "new/merged")])
     assert (tmp_path / "new/merged/model.safetensors").exists()
 
 
-def test_a_full_run_and_no_run_are_named(tiny, tmp_path):
+def test_a_full_run_and_no_run_are_named(run, policy, tmp_path):
     with pytest.raises(UserError, match="no run .no config.yaml."):
         merge.main([str(tmp_path)])
-    train_grpo.main(tiny)
+    full = shutil.copytree(policy, tmp_path / "run")  # a whole model, where a LoRA run has its adapter
+    for name in ("config.yaml", "trainer_state.json"):
+        shutil.copy(run / name, full)
     with pytest.raises(UserError, match="run: no LoRA run, so there is nothing to merge; it opens with"):
-        merge.main([str(tmp_path / "run")])
+        merge.main([str(full)])

@@ -24,27 +24,34 @@ def save_gpt2(folder, vocabulary: int) -> None:
 CASES = {"one process": (1, False), "several": (2, False), "absolute positions": (1, True)}
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
-def both(policy, tmp_path, request):
-    """(TRL's trainer, ours), of the same policy."""
-    processes, absolute = request.param
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    if absolute:
-        save_gpt2(policy := tmp_path / "gpt2", len(tokenizer))
+@pytest.fixture(scope="module")
+def trainers(policy, tmp_path_factory) -> dict[bool, list[GRPOTrainer]]:
+    """[TRL's trainer, ours] of the same policy; by whether its positions are absolute."""
+    tokenizer, folder = AutoTokenizer.from_pretrained(policy), tmp_path_factory.mktemp("padding")
+    save_gpt2(folder / "gpt2", len(tokenizer))
     arguments = {"use_cpu": True, "bf16": False, "num_generations": 8, "beta": 0.04, "gradient_checkpointing": False}
-    trainers = [
-        trainer(
-            model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-            reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
-            args=GRPOConfig(output_dir=tmp_path, report_to="none", top_entropy_quantile=0.5, **arguments),
-            train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
-            processing_class=tokenizer,
-        )
-        for trainer in (GRPOTrainer, Trainer)
-    ]
-    trainers[1].accelerator.state._shared_state["num_processes"] = processes
-    yield trainers
-    trainers[1].accelerator.state._shared_state["num_processes"] = 1
+    return {
+        absolute: [
+            trainer(
+                model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+                reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
+                args=GRPOConfig(output_dir=folder, report_to="none", top_entropy_quantile=0.5, **arguments),
+                train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
+                processing_class=tokenizer,
+            )
+            for trainer in (GRPOTrainer, Trainer)
+        ]
+        for absolute, model in ((False, policy), (True, folder / "gpt2"))
+    }
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def both(trainers, monkeypatch, request):
+    """[TRL's trainer, ours], as one of several processes or alone."""
+    processes, absolute = request.param
+    state = trainers[absolute][1].accelerator.state._shared_state
+    monkeypatch.setitem(state, "num_processes", processes)
+    return trainers[absolute]
 
 
 def batch(vocabulary: int) -> dict[str, torch.Tensor]:
@@ -64,24 +71,31 @@ def batch(vocabulary: int) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_tokens_loss_and_gradients_are_trls(both, loss_type):
-    results = []
-    for trainer in both:
-        trainer.loss_type = loss_type
-        trainer.current_gradient_accumulation_steps = 1
-        inputs = batch(len(trainer.processing_class))
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, mask, 40, batch_size=3, compute_entropy=True
-        )
-        loss = trainer.compute_loss(trainer.model.train(), inputs)
-        loss.backward()
-        kept = [values * inputs["completion_mask"] for values in (logps, entropies)]
-        results.append([*kept, loss, *(weight.grad for weight in trainer.model.parameters())])
-    for theirs, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+def test_tokens_loss_and_gradients_are_trls(both):
+    wrong = []
+    for loss_type in ("grpo", "dapo"):
+        results = []
+        for trainer in both:
+            trainer.loss_type = loss_type
+            trainer.current_gradient_accumulation_steps = 1
+            trainer.model.zero_grad()
+            inputs = batch(len(trainer.processing_class))
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+            logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, 40, batch_size=3, compute_entropy=True
+            )
+            loss = trainer.compute_loss(trainer.model.train(), inputs)
+            loss.backward()
+            kept = {"logps": logps * inputs["completion_mask"], "entropies": entropies * inputs["completion_mask"]}
+            weights = {name: weight.grad for name, weight in trainer.model.named_parameters()}
+            results.append({**kept, "loss": loss, **weights})
+        theirs, ours = results
+        assert loss.item() and theirs.keys() == ours.keys()
+        for name, value in theirs.items():
+            if not torch.allclose(ours[name], value, rtol=1e-5, atol=2e-6):
+                wrong.append((loss_type, name, f"off by {(ours[name] - value).abs().max():.2g}"))
+    assert wrong == []
 
 
 def test_the_left_is_cut_only_where_positions_are_relative(both, monkeypatch):
@@ -108,14 +122,10 @@ def test_groups_hold_every_row_once_and_little_padding():
     assert max(len(group) for group in by_length(mask, 2, split=True)) == 2
 
 
-@pytest.mark.parametrize(
-    ("config", "relative"),
-    [
+def test_which_positions_are_relative():
+    rows = [
         (Qwen2Config(), True),  # rotary
         (GPT2Config(), False),  # learned
         (BloomConfig(), False),  # ALiBi, which its configuration does not say: the left stays, and nothing is wrong
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_which_positions_are_relative(config, relative):
-    assert positions_are_relative(config) is relative
+    ]
+    assert [type(config) for config, relative in rows if positions_are_relative(config) is not relative] == []

@@ -2,11 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 
 import pandas as pd
 import pytest
-import yaml
 from conftest import tiny_arguments
 from trl import GRPOTrainer
 
@@ -16,22 +16,6 @@ from harness.exits import Stopped, UserError
 
 KEPT = ["--training.log_completions", "true", "--training.num_completions_to_print", "0"]
 GROUP, SCORES = re.compile(r"^step (\d+), group (\d+) of 4 ─", re.MULTILINE), re.compile(r"\((total .*?)\)", re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def run(policy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("read")
-    train_grpo.main([*tiny_arguments(policy, folder), *KEPT, "--training.max_completion_length", "48"])
-    return folder / "run"
-
-
-@pytest.fixture
-def shown(run, capsys):
-    def show(*arguments: str) -> str:
-        read.main([str(run), *arguments])
-        return capsys.readouterr().out
-
-    return show
 
 
 def stops_in_step(number: int):
@@ -46,6 +30,35 @@ def stops_in_step(number: int):
     return stops
 
 
+@pytest.fixture(scope="module")
+def resumed(policy, tmp_path_factory):
+    """Of 4 steps, stopped in the third and resumed: in mid-batch, so that TRL keeps no completions of the fourth."""
+    folder = tmp_path_factory.mktemp("read")
+    arguments = [*tiny_arguments(policy, folder), *KEPT, "--samples.held_out", "0"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="checkpoint-3 is complete"):
+        patch.setattr(GRPOTrainer, "training_step", stops_in_step(3))
+        train_grpo.main(arguments)
+    train_grpo.main([*arguments, "--resume"])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(resumed, tmp_path_factory):
+    """The first three steps of it."""
+    folder = shutil.copytree(resumed, tmp_path_factory.mktemp("read") / "run")
+    (folder / "completions/completions_00004.parquet").unlink()
+    return folder
+
+
+@pytest.fixture
+def shown(run, capsys):
+    def show(*arguments: str) -> str:
+        read.main([str(run), *arguments])
+        return capsys.readouterr().out
+
+    return show
+
+
 def kept(run, step: int) -> pd.DataFrame:
     """The step's rows as TRL wrote them, with what a group of 4 and the demo's weights make of them."""
     rows = pd.read_parquet(run / f"completions/completions_{step:05d}.parquet")
@@ -54,9 +67,9 @@ def kept(run, step: int) -> pd.DataFrame:
 
 
 def test_groups_come_by_the_spread_of_the_total_and_are_whole(run, shown):
-    rows, text = kept(run, 4), shown("--groups", "2")
+    rows, text = kept(run, 3), shown("--groups", "2")  # of the last step that was kept
     spread = rows.groupby("group").total.agg(lambda group: group.max() - group.min()).sort_values(ascending=False)
-    assert GROUP.findall(text) == [("4", str(group)) for group in spread.index[:2]]
+    assert GROUP.findall(text) == [("3", str(group)) for group in spread.index[:2]]
     expected = rows[rows.group == spread.index[0]].sort_values("total", ascending=False)
     first = "".join(GROUP.split(text)[3].split())  # wrapped at 80 columns: without white space
     assert len(SCORES.findall(text)) == 8 and "".join(expected.prompt.iloc[0][-1]["content"].split()) in first
@@ -78,65 +91,71 @@ def test_by_another_reward_and_step(run, shown):
 def test_the_worst_completions_of_a_reward(run, shown):
     text = shown("--worst", "length_reward", "--groups", "5")
     worst = [float(re.search(r"length ([\d.]+)", " ".join(scores.split()))[1]) for scores in SCORES.findall(text)]
-    assert worst == [round(score, 2) for score in sorted(kept(run, 4).length_reward)[:5]]
+    assert worst == [round(score, 2) for score in sorted(kept(run, 3).length_reward)[:5]]
+
+
+def with_rows(rows: pd.DataFrame, run, folder):
+    """A run in `folder` that kept these rows."""
+    (folder / "completions").mkdir()
+    rows.to_parquet(folder / "completions/completions_00003.parquet")
+    (folder / "config.yaml").write_text((run / "config.yaml").read_text())
+    return str(folder)
 
 
 def test_long_completions_are_wrapped_and_not_cut(run, tmp_path, capsys):
-    rows = pd.read_parquet(run / "completions/completions_00004.parquet")
+    rows = kept(run, 3).drop(columns=["total", "group"])
     rows.completion = [[{"role": "assistant", "content": "[b]山" * 100 + f"終{i}"}] for i in range(len(rows))]
-    (tmp_path / "completions").mkdir()
-    rows.to_parquet(tmp_path / "completions/completions_00004.parquet")
-    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    read.main([str(tmp_path), "--groups", "4"])
+    read.main([with_rows(rows, run, tmp_path), "--groups", "4"])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80 and text.replace("\n", "").count("[b]山" * 100 + "終") == 16
 
 
 def test_a_reward_that_did_not_apply_and_two_groups_with_one_prompt(run, tmp_path, capsys):
-    rows = kept(run, 4).drop(columns=["total", "group"])
+    rows = kept(run, 3).drop(columns=["total", "group"])
     rows.loc[:3, "answer_reward"] = None
     rows.prompt = [rows.prompt[0]] * len(rows)
-    (tmp_path / "completions").mkdir()
-    rows.to_parquet(tmp_path / "completions/completions_00004.parquet")
-    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    read.main([str(tmp_path), "--groups", "9"])
+    folder = with_rows(rows, run, tmp_path)
+    read.main([folder, "--groups", "9"])
     text = capsys.readouterr().out
     assert len(GROUP.findall(text)) == 4 and text.count("answer –") == 4
-    read.main([str(tmp_path), "--worst", "answer_reward", "--groups", "16"])
+    read.main([folder, "--worst", "answer_reward", "--groups", "16"])
     assert len(SCORES.findall(capsys.readouterr().out)) == 12
 
 
-def test_a_run_that_was_resumed_in_mid_batch_has_a_step_without_completions(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(GRPOTrainer, "training_step", stops_in_step(3))
-    with pytest.raises(Stopped, match="checkpoint-3 is complete"):
-        train_grpo.main([*tiny, *KEPT])
-    monkeypatch.undo()
-    train_grpo.main([*tiny, *KEPT, "--resume"])
-    with pytest.raises(UserError, match="total: not among the scores of this step .*another --step"):
-        read.main([str(tmp_path / "run")])
-    read.main([str(tmp_path / "run"), "--step", "3"])
+def refused(folder, *arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        read.main([str(folder), *arguments])
+    return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--step", "9"], "--step 9: was not kept; there are 4 from 1 to 4"),
-        (["--sort", "emoji"], r"emoji: not among the scores of this step \(total, emoji_reward, length_reward, answer"),
-    ],
-)
-def test_what_is_not_there_is_named(arguments, words, run):
-    with pytest.raises(UserError, match=words):
-        read.main([str(run), *arguments])
+def test_a_step_or_score_that_is_not_there_is_named(run, resumed):
+    scores = "not among the scores of this step"
+    rows = [
+        (run, ["--step", "9"], "--step 9: was not kept; there are 3 from 1 to 3"),
+        (run, ["--sort", "emoji"], f"emoji: {scores} (total, emoji_reward, length_reward, answer_reward)"),
+        (resumed, [], f"total: {scores} (); name one, or another --step"),  # the fourth, without completions
+    ]
+    found = [refused(folder, *arguments) for folder, arguments, _ in rows]
+    assert [(row[1], said) for row, said in zip(rows, found, strict=True) if row[2] not in said] == []
 
 
-@pytest.mark.parametrize("broken", ["parquet", "config", "yaml"])
-def test_what_cannot_be_read_is_one_line(broken, run, tmp_path):
-    with pytest.raises(UserError, match="no completions were kept; train with training.log_completions: true"):
-        read.main([str(tmp_path)])
-    (tmp_path / "completions").mkdir()
-    whole = (run / "completions/completions_00004.parquet").read_bytes()
-    (tmp_path / "completions/completions_00004.parquet").write_bytes(whole[:100] if broken == "parquet" else whole)
-    if broken != "config":
-        (tmp_path / "config.yaml").write_text("a: [" if broken == "yaml" else yaml.safe_dump({"training": {}}))
-    with pytest.raises(UserError, match=f"^{tmp_path}: not readable .*try another run or --step$"):
-        read.main([str(tmp_path)])
+def test_what_cannot_be_read_is_one_line(run, tmp_path):
+    whole = (run / "completions/completions_00003.parquet").read_bytes()
+    unreadable = "not readable .*; try another run or --step"
+    rows = [  # what was kept, config.yaml, and what is said; None: is missing
+        ("nothing", None, None, "no completions were kept; train with training.log_completions: true"),
+        ("half a file", whole[:100], "training: {}", unreadable),
+        ("no config", whole, None, unreadable),
+        ("no yaml", whole, "a: [", unreadable),
+    ]
+    wrong = []
+    for name, completions, config, words in rows:
+        (folder := tmp_path / name).mkdir()
+        if completions is not None:
+            (folder / "completions").mkdir()
+            (folder / "completions/completions_00003.parquet").write_bytes(completions)
+        if config is not None:
+            (folder / "config.yaml").write_text(config)
+        if not re.fullmatch(f"{folder}: {words}", said := refused(folder)):
+            wrong.append((name, said))
+    assert wrong == []

@@ -52,17 +52,22 @@ VERDICTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("rewards", "kind", "words"), VERDICTS.values(), ids=VERDICTS)
-def test_verdicts_on_made_up_scores(rewards, kind, words):
-    def side(i: int, change: int):
-        scores = {name: None if values[i] is None else 2 + change * values[i] for name, (_, values) in rewards.items()}
-        return {"completion": chr(97 + i) * 9, "rewards": scores}
-
-    samples = [{"held_out": True, "before": side(i, 0), "after": side(i, 1)} for i in range(16)]
-    weights = {name: weight for name, (weight, _) in rewards.items()}
-    found, line = verdict(samples, weights)
-    assert found == kind and re.search(words, line), line
-    assert verdict(samples[:7], weights) == ("unknown", "no verdict: it takes 8 held-out questions, and there are 7")
+def test_verdicts_on_made_up_scores():
+    wrong = []
+    for case, (rewards, kind, words) in VERDICTS.items():
+        samples = [{"held_out": True} for _ in range(16)]
+        for i, sample in enumerate(samples):
+            for side, change in (("before", 0), ("after", 1)):
+                scores = {name: None if of[i] is None else 2 + change * of[i] for name, (_, of) in rewards.items()}
+                sample[side] = {"completion": chr(97 + i) * 9, "rewards": scores}
+        weights = {name: weight for name, (weight, _) in rewards.items()}
+        found, line = verdict(samples, weights)
+        if found != kind or not re.search(words, line):
+            wrong.append((case, found, line))
+        few = verdict(samples[:7], weights)
+        if few != ("unknown", "no verdict: it takes 8 held-out questions, and there are 7"):
+            wrong.append((case, few))
+    assert wrong == []
 
 
 def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
@@ -89,12 +94,15 @@ LOGS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "times", "words"), LOGS)
-def test_what_looks_wrong_in_a_log(change, times, words):
-    watch = Watch({"emoji": 1})
-    seen = [watch._looks_wrong(logs) for logs in [BEGAN, *[BEGAN | change] * times]]
-    found = [message for messages in seen for _, message in messages]
-    assert [words in message for message in found] == [True] if words else found == []
+def test_what_looks_wrong_in_a_log():
+    wrong = []
+    for change, times, words in LOGS:
+        watch = Watch({"emoji": 1})
+        seen = [watch._looks_wrong(logs) for logs in [BEGAN, *[BEGAN | change] * times]]
+        found = [message for messages in seen for _, message in messages]
+        if [words in message for message in found] != [True] if words else found:
+            wrong.append((change, times, found))
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +111,24 @@ def demo():
     if not (ROOT / "demo/model/config.json").exists():
         subprocess.run([sys.executable, "demo/build.py"], cwd=ROOT, check=True)
     parts = {"model.pretrained_model_name_or_path": "demo/model", "dataset.data_files": "demo/questions.jsonl"}
-    return ["--config", str(ROOT / "demo/config.yaml"), *(f"--{key}={ROOT / file}" for key, file in parts.items())]
+    arguments = ["--config", str(ROOT / "demo/config.yaml"), "--training.max_completion_length", "24"]
+    return [*arguments, *(f"--{key}={ROOT / file}" for key, file in parts.items())]
 
 
 def test_the_demo_is_called_learned(demo, tmp_path, capsys):
-    train_grpo.main([*demo, "--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "20"])
+    train_grpo.main([*demo, "--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "10"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("learned: emoji +"), last
     assert f"**{last}**" in (tmp_path / "run/README.md").read_text()
 
 
-HACKED = ["--rewards.answer_reward.weight", "0", "--training.max_steps", "40"]
+# With 2e-3 in the place of 6e-4 it takes a third of the steps.
+HACKED = ["--rewards.answer_reward.weight", "0", "--training.learning_rate", "2e-3"]
 
 
 def test_the_hacked_demo_is_called_hacked_and_its_warnings_come_again(demo, tmp_path, capsys):
-    train_grpo.main([*demo, *HACKED, "--training.output_dir", str(tmp_path / "run")])
+    short = ["--training.max_steps", "14", "--training.logging_steps", "1"]
+    train_grpo.main([*demo, *HACKED, *short, "--training.output_dir", str(tmp_path / "run")])
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("hacked: emoji +") and "while answer -" in printed[-1], printed[-1]
     assert [
@@ -126,16 +137,17 @@ def test_the_hacked_demo_is_called_hacked_and_its_warnings_come_again(demo, tmp_
 
 
 def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsys):
-    often = ["--training.eval_steps", "5", "--training.save_steps", "5", "--training.output_dir", str(tmp_path / "run")]
-    train_grpo.main([*demo, "--config", str(ROOT / "recipes/best.yaml"), *HACKED, *often])
+    best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.output_dir", str(tmp_path / "run")]
+    short = {"max_steps": 12, "eval_steps": 3, "save_steps": 3, "num_generations_eval": 2}
+    train_grpo.main([*demo, *best, *HACKED, *(f"--training.{key}={value}" for key, value in short.items())])
     state = json.loads((tmp_path / "run/trainer_state.json").read_text())
     evaluations = {log["step"]: log for log in state["log_history"] if "eval_reward" in log}
-    kept = evaluations[state["best_global_step"]]
-    assert state["best_global_step"] <= 10
-    assert kept["eval_rewards/answer_reward/mean"] > 0.5 > evaluations[40]["eval_rewards/answer_reward/mean"]
+    kept, last = evaluations[state["best_global_step"]], evaluations[12]
+    assert state["best_global_step"] <= 6 and kept["eval_reward"] < last["eval_reward"]
+    assert kept["eval_rewards/answer_reward/mean"] > last["eval_rewards/answer_reward/mean"] + 0.1
     words = f"as it was at step {state['best_global_step']} (the "
     assert words in capsys.readouterr().out and words in (card := (tmp_path / "run/README.md").read_text())
-    assert "| evaluation | step 40: total reward" in card
+    assert "| evaluation | step 12: total reward" in card
 
 
 def test_the_metric_of_best_yaml():
@@ -155,9 +167,14 @@ def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("no change: total 0.00 (0.00 to 0.00); kept: emoji 0.00")
 
 
-@pytest.mark.parametrize("metric", ["rewards/emojireward/mean", "loss"])  # upstream takes the loss where none is named
-def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny, metric):
+def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):
     best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
-    message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
-    assert f"training.metric_for_best_model: '{metric}' is no metric of the rewards; choose one of reward" in message
-    assert "rewards/emoji_reward/mean" in message and "reward_while_canaries_hold" in message
+    choice = (
+        "is no metric of the rewards; choose one of reward, rewards/emoji_reward/mean, .*reward_while_canaries_hold"
+    )
+    wrong = []
+    for metric in ("rewards/emojireward/mean", "loss"):  # upstream takes the loss where none is named
+        message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
+        if not re.search(f"training.metric_for_best_model: '{metric}' {choice}", message):
+            wrong.append(message)
+    assert wrong == []
