@@ -1,6 +1,9 @@
 """The report of a real tiny run: what it leaves, and that it tells the truth."""
 
+import io
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from transformers import AutoTokenizer
 
 import rewards
 import train_grpo
-from harness import compare
+from harness import chat, compare
 from harness.exits import UserError
 from harness.loading import load_data
 from harness.report import log_line
@@ -61,29 +64,12 @@ def test_both_sides_of_every_question_are_kept_and_scored(run):
             assert (scores["answer_reward"] is None) is not row["held_out"]  # our own questions have no answer column
 
 
-def test_samples_are_generated_with_the_runs_generation_kwargs(run, tiny, tmp_path, policy):
-    assert any("。" in row["before"]["completion"] for row in samples(run))
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    stops = [i for i in range(len(tokenizer)) if "。" in tokenizer.decode([i])]
-    train_grpo.main(
-        [*tiny, "--training.max_steps", "2", "--training.generation_kwargs", f"{{suppress_tokens: {stops}}}"]
-    )
-    assert not any("。" in row["before"]["completion"] for row in samples(tmp_path / "run"))
-
-
 def test_held_out_rows_are_not_trained_on(run, policy):
     settings = read_settings(["--config", str(run / "config.yaml")])
     data = load_data(settings, AutoTokenizer.from_pretrained(policy))
     assert not set(data.train["query"]) & set(data.held_out["query"])
     assert len(data.train) + len(data.held_out) == 291
     assert [row["question"] for row in samples(run) if row["held_out"]] == list(data.held_out["query"])
-
-
-def test_curves_are_drawn(run):
-    picture = imread(run / "reward_curves.png")
-    height, width = picture.shape[:2]
-    assert width > 1000 and height > 800
-    assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5  # neither blank nor black
 
 
 def test_the_full_record_goes_to_the_tracker(run):
@@ -96,16 +82,6 @@ def test_the_full_record_goes_to_the_tracker(run):
     )
 
 
-def test_a_report_that_cannot_be_written_is_a_warning(tiny, tmp_path, monkeypatch, capsys):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("harness.report.draw_curves", full)
-    train_grpo.main(tiny)
-    assert capsys.readouterr().out.count("the report is incomplete: OSError") == 2  # at once, and at the end
-    assert (tmp_path / "run/model.safetensors").exists()
-
-
 def test_the_model_card_is_valid_and_complete(run):
     card = ModelCard.load(run / "README.md")
     card.data.to_dict()
@@ -115,13 +91,18 @@ def test_the_model_card_is_valid_and_complete(run):
     assert [row["question"] in text for row in samples(run)][: 3 + 8 + 1] == [True] * (3 + 8) + [False]
 
 
-def test_the_effective_config_repeats_the_run(run, tmp_path):
+@pytest.mark.draws
+def test_the_effective_config_repeats_the_run_and_its_curves_are_drawn(run, tmp_path):
     train_grpo.main(["--config", str(run / "config.yaml"), "--training.output_dir", str(tmp_path / "again")])
     losses = [[log["loss"] for log in history(folder) if "loss" in log] for folder in (run, tmp_path / "again")]
     assert len(losses[0]) == 8 and losses[0] == losses[1]
+    picture = imread(tmp_path / "again/reward_curves.png")
+    height, width = picture.shape[:2]
+    assert width > 1000 and height > 800
+    assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5  # neither blank nor black
 
 
-def test_a_run_that_is_stopped_leaves_a_card_that_says_so(tiny, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(run, tiny, tmp_path, policy, monkeypatch):
     from trl import GRPOTrainer
 
     step = GRPOTrainer.training_step
@@ -132,18 +113,47 @@ def test_a_run_that_is_stopped_leaves_a_card_that_says_so(tiny, tmp_path, monkey
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(GRPOTrainer, "training_step", interrupted)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    stops = [i for i in range(len(tokenizer)) if "。" in tokenizer.decode([i])]
     with pytest.raises(KeyboardInterrupt):
-        train_grpo.main([*tiny, "--training.save_steps", "2"])
+        train_grpo.main(
+            [*tiny, "--training.save_steps", "2", f"--training.generation_kwargs={{suppress_tokens: {stops}}}"]
+        )
     assert "**Unfinished" in (tmp_path / "run/README.md").read_text()
-    assert all(row["before"] and row["after"] is None for row in samples(tmp_path / "run"))
+    rows = samples(tmp_path / "run")
+    assert rows and all(row["before"] and row["after"] is None for row in rows)
+    # They are generated with the run's own generation_kwargs.
+    assert any("。" in row["before"]["completion"] for row in samples(run))
+    assert not any("。" in row["before"]["completion"] for row in rows)
 
 
-def test_two_processes_write_one_report(tiny, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "train_grpo.py", *tiny]
+TWICE = """
+import sys
+import train_grpo, harness.report
+from harness.exits import exit_status
+harness.report.draw_curves = lambda *_: None
+sys.exit(exit_status(lambda: [train_grpo.main(sys.argv[1:] + more) for more in (["--rehearse", "--keep"], [])]))
+"""
+
+
+def test_two_processes_rehearse_and_report_once(tiny, tmp_path):
+    (tmp_path / "twice.py").write_text(TWICE)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        str(tmp_path / "twice.py"),
+        *tiny,
+    ]
     command += ["--training.ddp_backend", "gloo", "--training.per_device_train_batch_size", "4"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    more = {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | more)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("2 prompts x 4 = 8 completions") == 1  # the plan, once, counting both processes
+    assert result.stdout.count("Worst case: ") == 1
+    assert {path.name for path in tmp_path.glob("run*")} == {"run-rehearsal.json", "run"}
+    assert result.stdout.count("2 prompts x 4 = 8 completions") == 2  # both plans, once, counting both processes
     rows = samples(tmp_path / "run")
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
@@ -160,19 +170,39 @@ def test_log_line():
     )
 
 
-def test_the_last_lines_are_commands_that_work(tiny, tmp_path, capsys):
+@pytest.mark.draws
+def test_the_last_lines_are_commands_that_work_also_of_a_report_that_cannot_be_written(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)  # from another folder than the project's
+    monkeypatch.setattr("harness.report.draw_curves", full)
     train_grpo.main(tiny)
-    *_, model, chat, compared, go_on, verdict = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out
+    assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
+    *_, model, talk, compared, go_on, warning, verdict = said.splitlines()
     assert model == f"the model:   {tmp_path}/run" and verdict.startswith(("learned: ", "no change: "))
-    more = " --training.max_steps 2 --training.output_dir " + str(tmp_path / "more")
-    for line, words in ((chat, "trained"), (compared, "the last 20 steps"), (go_on + more, "go on:")):
-        command = line.split(":", 1)[1]
-        done = subprocess.run(
-            command, shell=True, cwd=Path.cwd(), input="富士山の高さは?\n", capture_output=True, text=True
-        )
-        assert done.returncode == 0 and words in done.stdout, done.stderr
+    assert warning.startswith("warning: step 1: the report is incomplete")
+
+    done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "the last 20 steps" in done.stdout, done.stderr
+    # The others without a new process, which costs ten times what they do: as the shell takes them apart.
+    start = shlex.split(compared.split(":", 1)[1])[:-2]  # PYTHONPATH=..., python, -m
+    command = shlex.split(talk.split(":", 1)[1])
+    assert command[:-1] == [*start, "harness.chat"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("富士山の高さは?\n"))
+    chat.main(command[-1:])
+    assert "trained" in capsys.readouterr().out
+    python, script, *arguments = shlex.split(go_on.split(":", 1)[1])
+    assert python == start[1] and Path(script).samefile(ROOT / "train_grpo.py")
+    more = ["--training.max_steps", "2", "--training.output_dir", str(tmp_path / "more")]
+    train_grpo.main([*arguments, *more])
+    assert "go on:" in capsys.readouterr().out
 
 
+@pytest.mark.draws
 def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -191,16 +221,22 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine.png").stat().st_size > 10_000
 
 
-def test_compare_works_from_any_folder_and_has_help(tmp_path):
-    for arguments, words in ((["--help"], "usage"), ([str(tmp_path)], f"error: {tmp_path}: holds no run")):
-        command = [sys.executable, ROOT / "harness/compare.py", *arguments]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert words in result.stdout + result.stderr and "Traceback" not in result.stderr
+def test_compare_works_from_any_folder_and_has_help(tmp_path, capsys):
+    command = [sys.executable, ROOT / "harness/compare.py", str(tmp_path)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert f"error: {tmp_path}: holds no run" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    assert "usage" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"log_history": []}'])
-def test_compare_names_a_folder_it_cannot_read(content, tmp_path):
-    if content is not None:
-        (tmp_path / "trainer_state.json").write_text(content)
-    with pytest.raises(UserError, match=str(tmp_path)):
-        compare.main([str(tmp_path)])
+def test_compare_names_a_folder_it_cannot_read(tmp_path):
+    wrong = []
+    for content in (None, "", "{", "[]", '{"log_history": []}'):
+        if content is not None:
+            (tmp_path / "trainer_state.json").write_text(content)
+        with pytest.raises(UserError) as error:
+            compare.main([str(tmp_path)])
+        if not str(error.value).startswith(str(tmp_path)):
+            wrong.append((content, str(error.value)))
+    assert wrong == []

@@ -143,8 +143,8 @@ def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsy
     state = json.loads((tmp_path / "run/trainer_state.json").read_text())
     evaluations = {log["step"]: log for log in state["log_history"] if "eval_reward" in log}
     kept, last = evaluations[state["best_global_step"]], evaluations[12]
-    assert state["best_global_step"] <= 6 and kept["eval_reward"] < last["eval_reward"]
-    assert kept["eval_rewards/answer_reward/mean"] > last["eval_rewards/answer_reward/mean"] + 0.1
+    assert state["best_global_step"] <= 6 and kept["eval_reward"] < last["eval_reward"]  # which alone names a later one
+    assert kept["eval_rewards/answer_reward/mean"] > last["eval_rewards/answer_reward/mean"]
     words = f"as it was at step {state['best_global_step']} (the "
     assert words in capsys.readouterr().out and words in (card := (tmp_path / "run/README.md").read_text())
     assert "| evaluation | step 12: total reward" in card
@@ -169,9 +169,7 @@ def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
 
 def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):
     best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
-    choice = (
-        "is no metric of the rewards; choose one of reward, rewards/emoji_reward/mean, .*reward_while_canaries_hold"
-    )
+    choice = "is no metric of the rewards; choose one of reward, rewards/emoji_reward/mean, .*while_canaries_hold"
     wrong = []
     for metric in ("rewards/emojireward/mean", "loss"):  # upstream takes the loss where none is named
         message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
