@@ -112,8 +112,9 @@ def test_a_model_whose_config_is_not_like_qwens(tiny, policy, tmp_path):
 def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_path, policy):
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **shape)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": len(tokenizer)}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2Config(**shape, **heads, pad_token_id=tokenizer.pad_token_id, num_labels=1)
     Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
     best = ["--training.metric_for_best_model", "rewards/judge/mean"]  # TRL logs it under the last part of its name
