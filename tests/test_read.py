@@ -123,9 +123,14 @@ def test_a_reward_that_did_not_apply_and_two_groups_with_one_prompt(run, tmp_pat
 
 
 def refused(folder, *arguments: str) -> str:
-    with pytest.raises(UserError) as error:
+    """What it says, of a UserError; another error as it is."""
+    try:
         read.main([str(folder), *arguments])
-    return str(error.value)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return repr(error)
+    return "is not refused"
 
 
 def test_a_step_or_score_that_is_not_there_is_named(run, resumed):
@@ -136,7 +141,7 @@ def test_a_step_or_score_that_is_not_there_is_named(run, resumed):
         (resumed, [], f"total: {scores} (); name one, or another --step"),  # the fourth, without completions
     ]
     found = [refused(folder, *arguments) for folder, arguments, _ in rows]
-    assert [(row[1], said) for row, said in zip(rows, found, strict=True) if row[2] not in said] == []
+    assert [(row[1], said) for row, said in zip(rows, found, strict=True) if not said.startswith(row[2])] == []
 
 
 def test_what_cannot_be_read_is_one_line(run, tmp_path):
