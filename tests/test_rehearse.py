@@ -92,7 +92,8 @@ def test_fit_tries_micro_batches_and_prints_what_to_lay_over(tiny, tmp_path, mon
     assert [line.split(":")[0] for line in tried] == ["1 x 2", "2 x 1"]
     overlay = tmp_path / "fit.yaml"
     overlay.write_text(said[said.index("training:") :])
-    training = read_settings([*tiny, *sizes, "--config", str(overlay)]).training
+    # Over the demo's 64 x 1, in a file: what the command line says would win.
+    training = read_settings(["--config", str(ROOT / "demo/config.yaml"), "--config", str(overlay)]).training
     assert training["gradient_accumulation_steps"] * training["per_device_train_batch_size"] == 2
 
 
