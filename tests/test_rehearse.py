@@ -25,8 +25,8 @@ def history(folder: Path) -> list[dict]:
 
 
 def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path, monkeypatch, capsys):
-    called = []
-    monkeypatch.setattr(TensorBoardCallback, "on_train_begin", lambda *args, **kwargs: called.append(args))
+    called, begin = [], TensorBoardCallback.on_train_begin
+    monkeypatch.setattr(TensorBoardCallback, "on_train_begin", lambda *a, **k: called.append(a) or begin(*a, **k))
     long = [*tiny, "--training.max_completion_length", "48", "--samples.held_out", "0"]
     train_grpo.main([*long, "--training.output_dir", str(tmp_path / "before")])
     capsys.readouterr()
