@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import yaml
 
 from harness.exits import UserError, one_line
-from harness.keys import FORMATS, SECTIONS, Prompts, Samples, typed_sections
+from harness.keys import SECTIONS, Prompts, Samples, typed_sections, with_builder
+from harness.values import Loader, of_the_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
@@ -26,7 +26,6 @@ sections of config.yaml, and where their keys are documented:
   (every training key: python -c "from trl import GRPOConfig; help(GRPOConfig)")
 """
 FULL_WIDTH = "a full-width space or colon; write : and spaces of half width"
-NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column training.output_dir samples.questions"
 
 
 @dataclass
@@ -71,19 +70,13 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
                 problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
                 raise _error(lines, name, problem)
         if "dataset" in content:
-            content["dataset"] = _with_builder(content["dataset"])
+            content["dataset"] = with_builder(content["dataset"])
         if set(SECTIONS) <= set(content):
             merged, places = {}, {}
         if "path" in content.get("dataset", {}):  # a new path replaces the whole section
             merged.pop("dataset", None)
             places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
         merged, places = _laid_over(merged, content), places | lines
-    for section, _, key in (name.partition(".") for name in NEEDED.split()):
-        if merged.get(section, {}).get(key) is None:
-            raise _error(places, f"{section}.{key}", "is missing; put it back into config.yaml")
-    if merged.get("lora") == {}:
-        raise _error(places, "lora", "has no keys; write lora: null for none, or one of them, such as r: 16")
-    merged["rewards"] = {name: entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expanduser(given[section][key])
@@ -184,9 +177,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
             raise UserError(f"{name}: unknown option{f', did you mean {near[0]}?' if near else ''}; fix or remove it")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
-        value = value if equals else rest.pop(0)  # parsed with its key's type, so that a name may look like a number
-        with suppress(yaml.YAMLError):
-            value = yaml.load(value, Loader=_Loader) if value == "null" or value[:1] in ("[", "{") else value
+        value = of_the_command_line(value if equals else rest.pop(0))
         parts = name[2:].split(".")
         if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
             parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
@@ -199,13 +190,6 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
 
 def _refuse(message: str) -> None:
     raise UserError(f"command line: {message}; see --help")
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -225,8 +209,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        note(yaml.compose(text, Loader=_Loader), "")
-        content = yaml.load(text, Loader=_Loader)
+        note(yaml.compose(text, Loader=Loader), "")
+        content = yaml.load(text, Loader=Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -234,6 +218,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         for number, line in enumerate(text.splitlines() if mark else (), 1):  # the mark is often a line too late
             if re.match(r"\s*\u3000|[ \w.-]+\uff1a", line, re.ASCII):
                 raise UserError(f"{file}:{number}: {FULL_WIDTH}") from None
+            if number == mark.line + 1 and line.lstrip(" ").startswith("\t"):
+                raise UserError(f"{file}:{number}: a tab, which YAML does not take; indent by spaces") from None
         place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, one_line(error))
         raise UserError(f"{place}: not YAML: {problem}; fix it there") from None
     if not isinstance(content, dict | None):
@@ -246,22 +232,6 @@ def _laid_over(base: Any, overlay: Any) -> Any:
     if not (isinstance(base, dict) and isinstance(overlay, dict)):
         return overlay
     return base | {key: _laid_over(base.get(key), value) for key, value in overlay.items()}
-
-
-def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
-    """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
-    files = first = source.get("data_files") or source.get("path")
-    while isinstance(first, dict | list) and first:
-        first = next(iter(first.values() if isinstance(first, dict) else first))
-    first = Path(str(first))
-    ending = next((end for end in map(str.lower, reversed(first.suffixes)) if end in FORMATS), None)
-    if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
-        return source
-    defaults = {} if isinstance(files, dict) else {"split": "train"}
-    defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
-    # Or pandas takes the first column for an index where each line ends in a comma, and answers become questions.
-    defaults |= {"index_col": False} if FORMATS[ending] == "csv" else {}
-    return {**defaults, **source, "path": FORMATS[ending], "data_files": files}
 
 
 def _error(places: dict[str, str], key: str, problem: str) -> UserError:

@@ -64,7 +64,7 @@ def test_mistakes_in_dataset_and_prompts(arguments, words, demo):
 
 @check_table(
     [
-        (["--training.generation_kwargs", "512"], ["training.generation_kwargs: expected", "512"]),
+        (["--training.generation_kwargs", "512"], ["training.generation_kwargs: should be a mapping, got 512"]),
         (["--training.generation_kwargs", "{temperature: 1}"], ["kwargs.temperature: ", "training.temperature"]),
         (["--training.generation_kwargs", "{max_cache_length: 9}"], ["max_cache_length: unknown to transformers.Gen"]),
         (["--training.report_to", "wandbx"], ["training.report_to: ", "wandbx"]),

@@ -8,11 +8,9 @@ import inspect
 import io
 import re
 from concurrent.futures import Future
-from dataclasses import make_dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import pytest
 import torch
@@ -20,15 +18,15 @@ from accelerate.data_loader import prepare_data_loader
 from conftest import ROOT, tiny_arguments
 from datasets import Dataset
 from huggingface_hub import HfApi
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
+from pydantic import create_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from harness.keys import ONE_OF_ITS_WORDS, REFUSED, STRICTER
+from harness.keys import REFUSED, STRICTER, _upstream
 from harness.settings import read_settings
+from harness.values import LIKE_A_CALL, _words
 
 SIGNATURES = {
     "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size compute_entropy",
@@ -255,46 +253,26 @@ def test_the_sampler_and_what_an_epoch_draws_from_its_generator(run, processes):
     assert torch.equal(sampler.generator.get_state(), end) and not torch.equal(begin, end), "RepeatSampler.generator"
 
 
-WORDS = {
-    "loss_type": "grpo dr_grpo dapo bnpo cispo sapo luspo vespo",
-    "scale_rewards": "group batch none",
-    "importance_sampling_level": "token sequence",
-    "multi_objective_aggregation": "sum_then_normalize normalize_then_sum",
-    "vllm_mode": "server colocate",
-}
+LITERALS = {key: set(_words(kind)) for key, kind in STRICTER.items() if _words(kind)}
 
 
-@pytest.mark.parametrize("key", ONE_OF_ITS_WORDS.split())
+@pytest.mark.parametrize("key", LITERALS)
 def test_the_help_of_a_setting_quotes_its_words(key):
     field = GRPOConfig.__dataclass_fields__[key]
     words = {field.default, *re.findall(r"(?<!=)'(\w+)'", field.metadata["help"])}
-    assert words == set(WORDS[key].split()), f"GRPOConfig.{key}: the words in its help"
+    assert words == LITERALS[key], f"GRPOConfig.{key}: the words in its help"
 
 
-@pytest.mark.parametrize("key", [*ONE_OF_ITS_WORDS.split(), *" ".join(STRICTER).split(), *REFUSED])
+def test_upstreams_types_are_ones_that_pydantic_knows():
+    for section, kinds in _upstream().items():
+        for key, kind in kinds.items():
+            assert create_model("Key", __config__=LIKE_A_CALL, value=(kind, ...)), f"{section}.{key}"
+
+
+@pytest.mark.parametrize("key", [*" ".join(STRICTER).split(), *REFUSED])
 def test_a_setting_that_we_name(key):
     there = key.removeprefix("training.") in GRPOConfig.__dataclass_fields__
     assert there == (key != "training.max_prompt_length"), f"GRPOConfig.{key}"
-
-
-MISTAKES = [
-    ({"a": {"number": "x"}}, "Parser key \"a.number\":\n  Expected a <class 'int'>"),
-    ({"a": {"word": "z"}}, "Expected a typing.Literal['x', 'y']"),
-    ({"a": {"count": 0}}, "Not of type PositiveInt: "),
-    ({"a": {"count": 0}}, "Expected a <class 'NoneType'>"),
-    ({"a": {"b": 1}}, "Group 'a' does not accept option 'b'"),
-    ({"b": {"c": 1}}, "Option 'b.c' is not accepted"),
-]
-
-
-@pytest.mark.parametrize(("given", "words"), MISTAKES)
-def test_a_message_of_jsonargparse(given, words):
-    fields = [("number", int, 1), ("word", Literal["x", "y"], "x"), ("count", PositiveInt | None, 1)]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(make_dataclass("Section", fields), "a")
-    with pytest.raises(Exception) as error:
-        parser.parse_object(given)
-    assert words in str(error.value), "jsonargparse's messages, which keys.py reads"
 
 
 def test_names_from_inside():
