@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
-from pydantic.errors import PydanticUserError
 
 from harness.exits import UserError, one_line
 
@@ -61,11 +60,7 @@ def of_the_command_line(text: str) -> Any:
 
 def typed_value(kind: Any, value: Any, key: str, error: Callable[[str, str], UserError]) -> Any:
     """`value` as a `kind`, as plain data; `error` makes what is raised of (key, problem)."""
-    try:
-        model = create_model("Key", __config__=LIKE_A_CALL, value=(kind, ...))
-    except PydanticUserError:  # a reward's annotation need not be a type
-        model = create_model("Key", value=(Any, ...))
-    first = None
+    model, first = create_model("Key", __config__=LIKE_A_CALL, value=(kind, ...)), None
     for reading in (_read(value, True), _read(value, False)):
         try:  # strictly, or true would be a number, and 1 a boolean
             checked = model.model_validate({"value": reading}, strict=isinstance(reading, int))

@@ -34,15 +34,12 @@ def source(tmp_path, rows):
 
 
 def test_questions_become_messages_and_every_other_column_stays(source, tokenizer, rows):
+    system, _ = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
+    assert system["prompt"][3][0] == {"role": "system", "content": "日本語で答える"}
     dataset, _ = load_prompts(source, Prompts("query"), tokenizer)
     assert dataset["prompt"][0] == [{"role": "user", "content": rows[0]["query"]}]
     assert set(dataset.column_names) == {*rows[0], "prompt"}
     assert dataset["answer"] == [row["answer"] for row in rows[:12]]
-
-
-def test_system_prompt_comes_first_and_counts(source, tokenizer):
-    dataset, _ = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
-    assert dataset["prompt"][3][0] == {"role": "system", "content": "日本語で答える"}
 
 
 def test_prompts_are_counted_as_upstream_counts_them(tokenizer, rows):
@@ -66,13 +63,10 @@ def test_long_prompts_are_dropped_and_counted(source, tokenizer):
         load_prompts(source, Prompts("query", max_length=longest - 1), tokenizer)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_limit_reads_the_first_rows(source, tokenizer, rows, streaming):
-    dataset, _ = load_prompts({**source, "streaming": streaming}, Prompts("query", limit=3), tokenizer)
-    assert dataset["query"] == [row["query"] for row in rows[:3]]
-
-
-def test_streaming_without_limit_is_refused(source, tokenizer):
+def test_limit_reads_the_first_rows_which_streaming_has_to_have(source, tokenizer, rows):
+    for streaming in (False, True):
+        dataset, _ = load_prompts({**source, "streaming": streaming}, Prompts("query", limit=3), tokenizer)
+        assert dataset["query"] == [row["query"] for row in rows[:3]], streaming
     with pytest.raises(UserError, match="prompts.limit"):
         load_prompts({**source, "streaming": True}, Prompts("query"), tokenizer)
 
@@ -91,8 +85,3 @@ def test_csv_and_parquet(tmp_path, tokenizer, rows):
     ):
         dataset, _ = load_prompts({**source, "split": "train"}, Prompts("query"), tokenizer)
         assert dataset["answer"] == [row["answer"] for row in rows[:5]]
-
-
-def test_a_wrong_column_is_reported_with_the_right_ones(source, tokenizer):
-    with pytest.raises(UserError, match="question.*query"):
-        load_prompts(source, Prompts("question"), tokenizer)

@@ -13,7 +13,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import train_grpo
+from harness.exits import UserError
 from harness.loading import load_data
+from harness.rewarding import reward_functions
 from harness.settings import read_settings
 
 
@@ -45,13 +47,15 @@ def write(path, rows):
         path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "txt", "CSV"])
-@pytest.mark.parametrize("key", ["path", "data_files"])
-def test_a_file_of_any_format_is_found_by_its_ending(ending, key, policy, rows, tmp_path):
-    write(tmp_path / f"q.{ending}", rows[:20])
-    column = ["--prompts.column", "text"] if ending == "txt" else []
-    data = loaded(policy, f"--dataset.{key}", tmp_path / f"q.{ending}", *column)
-    assert questions(data) == {row["query"] for row in rows[:20]}
+def test_a_file_of_any_format_is_found_by_its_ending(policy, rows, tmp_path):
+    wrong = []
+    for ending in ("csv", "tsv", "json", "jsonl", "parquet", "txt", "CSV"):
+        write(tmp_path / f"q.{ending}", rows[:20])
+        column = ["--prompts.column", "text"] if ending == "txt" else []
+        for key in ("path", "data_files"):
+            data = loaded(policy, f"--dataset.{key}", tmp_path / f"q.{ending}", *column)
+            wrong += [] if questions(data) == {row["query"] for row in rows[:20]} else [(ending, key)]
+    assert not wrong
 
 
 def test_several_files_a_glob_and_a_folder(policy, rows, tmp_path):
@@ -87,39 +91,38 @@ CONVERSATIONS = {  # turns of a row, what becomes of them with prompts.system "�
 }
 
 
-@pytest.mark.parametrize(("turns", "expected"), CONVERSATIONS.values(), ids=CONVERSATIONS)
-@pytest.mark.parametrize("column", ["messages", "prompt"])
-def test_conversations_pass_through(turns, expected, column, policy, tmp_path, capsys):
-    (tmp_path / "chat.jsonl").write_text(json.dumps({column: turns, "answer": "3776"}) + "\n")
-    source = ["--dataset.path", tmp_path / "chat.jsonl", "--prompts.column", column, "--samples.held_out", "0"]
-    data = loaded(policy, *source, "--prompts.system", "日本語で")
-    assert data.train[0]["prompt"] == expected
-    assert ("it is cut off" in capsys.readouterr().out) is (turns[-1]["role"] == "assistant")
+def test_conversations_pass_through(policy, tmp_path, capsys):
+    for column in ("messages", "prompt"):
+        for name, (turns, expected) in CONVERSATIONS.items():
+            file = tmp_path / f"{column} {name}.jsonl"
+            file.write_text(json.dumps({column: turns, "answer": "3776"}) + "\n")
+            source = ["--dataset.path", file, "--prompts.column", column, "--samples.held_out", "0"]
+            data = loaded(policy, *source, "--prompts.system", "日本語で")
+            assert data.train[0]["prompt"] == expected, (column, name)
+            cut_off = "it is cut off" in capsys.readouterr().out
+            assert cut_off is (turns[-1]["role"] == "assistant"), (column, name)
 
 
-@pytest.mark.parametrize("turns", [[], None, [{"role": "user", "content": None}], CHAT[1:]], ids=str)
-def test_empty_conversations_count_as_empty_questions(turns, tiny, tmp_path):
-    lines = [{"messages": CHAT, "answer": "3776"}] * 20 + [{"messages": turns, "answer": "3776"}]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = [
-        "--dataset.data_files",
-        str(tmp_path / "chat.jsonl"),
-        "--prompts.column",
-        "messages",
-        "--samples.held_out",
-        "0",
-    ]
-    message = refused([*tiny, *source, "--check"])
-    assert "1 of 21 rows hold no question (rows 20" in message
-    train_grpo.main([*tiny, *source, "--check", "--prompts.drop_empty", "true"])
+def test_empty_conversations_count_as_empty_questions(policy, tmp_path):
+    for i, turns in enumerate([[], None, [{"role": "user", "content": None}], CHAT[1:]]):
+        lines = [{"messages": CHAT, "answer": "3776"}] * 20 + [{"messages": turns, "answer": "3776"}]
+        file = tmp_path / f"{i}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        source = ["--dataset.path", file, "--prompts.column", "messages", "--samples.held_out", "0"]
+        with pytest.raises(UserError, match=r"1 of 21 rows hold no question \(rows 20"):
+            loaded(policy, *source)
+        assert loaded(policy, *source, "--prompts.drop_empty", "true").counts["empty (dropped)"] == 1, turns
 
 
-def test_columns_may_bear_the_names_that_trl_uses(tiny, rows, tmp_path):
-    """Names that TRL passes to rewards too; and `weight`, which is a key of each reward's settings."""
-    lines = [{"prompts": row["query"], "answer": row["answer"], "weight": 1} for row in rows]
+def test_training_on_conversations_with_columns_of_any_name_and_without_some_answers(tiny, rows, tmp_path):
+    """Columns by names that TRL passes to rewards too, or by which it trains otherwise, or that our settings have."""
+    others = {"weight": 1, "tools": [1], "messages": CHAT}
+    lines = [{"prompts": [{**CHAT[0], "content": row["query"]}, CHAT[1]], **others} for row in rows]
+    answers = [(row["answer"], None, "")[i % 3] for i, row in enumerate(rows)]
+    lines = [{**line, "answer": answer} for line, answer in zip(lines, answers, strict=True)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = [*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--prompts.column", "prompts"]
-    train_grpo.main([*arguments, "--training.max_steps", "2"])
+    train_grpo.main(arguments)
     assert (tmp_path / "run/model.safetensors").exists()
 
 
@@ -138,13 +141,6 @@ def test_prompts_are_counted_with_the_runs_template(policy, tmp_path, rows):
     assert (load_data(settings, tokenizer).lengths > plain).all()
 
 
-def test_training_on_conversations(tiny, rows, tmp_path):
-    lines = [{"messages": [{**CHAT[0], "content": row["query"]}, CHAT[1]], "answer": row["answer"]} for row in rows]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    train_grpo.main([*tiny, "--dataset.data_files", str(tmp_path / "chat.jsonl"), "--prompts.column", "messages"])
-    assert (tmp_path / "run/model.safetensors").exists()
-
-
 def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys):
     lines = [{"query": row["query"], "expected": row["answer"]} for row in rows]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -156,9 +152,11 @@ def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys
     plan = capsys.readouterr().out
     assert "note: answer_reward, of weight 0, is left out, as the data have no column answer" in plan
     assert "x answer_reward" not in plan
-    assert "there is no column 'wanted'" in refused([*arguments, "--prompts.rename", "{wanted: answer}"])
-    assert "there is a column 'query' already" in refused([*arguments, "--prompts.rename", "{expected: query}"])
-    assert "there is a column 'a' already" in refused([*arguments, "--prompts.rename", "{expected: a, query: a}"])
+    renames = {"{wanted: answer}": "there is no column 'wanted'"}
+    renames["{expected: query}"] = "there is a column 'query' already"
+    renames["{expected: a, query: a}"] = "there is a column 'a' already"
+    for rename, words in renames.items():
+        assert words in refused([*arguments, "--prompts.rename", rename])
 
 
 ENTRIES = "query,answer\n" + "".join(f"{i}番目の山は?,{i}\n" for i in range(40))
@@ -171,16 +169,21 @@ FILES = {  # its name, its bytes, the answers or words of the message
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "expected"), FILES.values(), ids=FILES)
-def test_files_as_other_programs_write_them(name, content, expected, tiny, policy, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    arguments = ["--dataset.path", str(tmp_path / name), "--dataset.data_files", "null", "--samples.held_out", "0"]
-    if isinstance(expected, str):
-        message = refused([*tiny, *arguments, "--check"])
-        assert re.search(expected, message), message
-    else:
-        train_grpo.main([*tiny, *arguments, "--check"])  # calls answer_reward with these numbers
-        assert loaded(policy, *arguments).train["answer"] == expected
+def test_files_as_other_programs_write_them(policy, tmp_path):
+    wrong = []
+    for about, (name, content, expected) in FILES.items():
+        (tmp_path / about).mkdir()
+        (tmp_path / about / name).write_bytes(content)
+        source = ["--dataset.path", tmp_path / about / name, "--samples.held_out", "0"]
+        try:
+            got = loaded(policy, *source).train["answer"][:]
+            right = got == expected
+        except UserError as error:
+            got, right = str(error), isinstance(expected, str) and re.search(expected, str(error))
+        wrong += [] if right else [(about, got)]
+    assert not wrong
+    answers = reward_functions()["answer_reward"](["3", "x"], answer=[3, None])
+    assert answers == [1, 0]  # a CSV's numbers are numbers
 
 
 def test_a_setting_of_a_reward_that_is_also_a_column_is_refused(tiny, rows, tmp_path):
