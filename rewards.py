@@ -42,6 +42,6 @@ def _normalised(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from harness.rewarding import main
+    from harness.tools.score import main
 
     main()

@@ -9,51 +9,55 @@ python train_grpo.py --resume                          # go on where a stopped r
 
 import sys
 
-from harness.exits import exit_status, go_offline_without_network, outcome_written
+from harness.tools.end import exit_status, go_offline_without_network
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from harness.settings import read_settings, training_arguments  # and with it rewards.py
+    from harness.settings import read_settings
 
     settings = read_settings(arguments, description=__doc__)
 
     # These imports take seconds; a mistake in the settings has been reported before them.
-    from transformers import AutoModelForCausalLM, ProgressCallback
+    from transformers import ProgressCallback
 
-    from harness.check import check_machine, check_run
-    from harness.checkpoints import Checkpoints, first_decides, newest_complete, resolve_resume, sole_run
-    from harness.loading import load_data, load_policy, load_reward_model
-    from harness.record import check_same_run, check_same_settings, note_other_rewards, write_record
-    from harness.rehearse import fit, rehearsal, rehearse
-    from harness.report import Progress, Report
-    from harness.rewarding import build_rewards
-    from harness.trainer import Trainer
+    from harness.after.report import Report
+    from harness.before.check import check_machine, check_run, training_arguments
+    from harness.before.data import load_data
+    from harness.before.fit import fit
+    from harness.before.plan import Plan
+    from harness.before.policy import load_policy, load_reward_models
+    from harness.before.rehearse import rehearsal, rehearse
+    from harness.before.resume import note_other_rewards, record, starting_checkpoint, whether_to_resume
+    from harness.during.checkpoints import Checkpoints
+    from harness.during.progress import Progress
+    from harness.during.stop import stop
+    from harness.during.trainer import Trainer
+    from harness.during.watch import Watch
+    from harness.processes import first_decides
+    from harness.reward import load_rewards
+    from harness.run_folder import RunFolder
 
     check_machine(settings)
     if settings.options.fit:
         return fit(settings, arguments)
-    settings.options.resume = resolve_resume(settings.options.resume, settings.training)
-    args, lora = training_arguments(settings)
-    if settings.options.resume:
-        check_same_settings(settings, args.output_dir)
+    folder = RunFolder(settings.training["output_dir"])
+    resume = whether_to_resume(settings, folder)
+    args, lora = training_arguments(settings, resume)
     policy = load_policy(settings)
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)
-    if settings.options.resume:
-        check_same_run(args, data)
     note_other_rewards(settings)
-    rewards = build_rewards(settings, data.train.column_names)
-    args.reward_weights = [entry["weight"] for entry in settings.rewards.values()]
-    size = check_run(settings, args, lora, policy, data, rewards)
+    rewards = load_rewards(settings.rewards, data.train.column_names, settings.error)
+    plan = check_run(Plan(settings, args, lora, policy, data, rewards), folder, resume)
     if settings.options.check:
         return
 
-    with rehearsal(args, settings), sole_run(args), outcome_written(args.output_dir):
-        checkpoint = first_decides(args, lambda: newest_complete(args.output_dir, settings.options.resume))
-        found = {"pretrained_model_name_or_path": policy.name, "attn_implementation": policy.attention}
+    with rehearsal(plan, folder) as folder, folder.held():
+        checkpoint = first_decides(lambda: starting_checkpoint(folder, resume))
+        load_reward_models(rewards)
         trainer = Trainer(
-            model=AutoModelForCausalLM.from_pretrained(**settings.model | found),
-            reward_funcs=[load_reward_model(reward) if isinstance(reward, str) else reward for reward in rewards],
+            model=policy.load(),
+            rewards=rewards,
             args=args,
             train_dataset=data.train,
             eval_dataset=data.held_out if args.eval_strategy != "no" else None,
@@ -61,15 +65,15 @@ def main(arguments: list[str] | None = None) -> None:
             peft_config=lora,
         )
         if settings.options.rehearse:
-            return rehearse(trainer, settings, data, size)
-        report, checkpoints = Report(trainer, settings, data), Checkpoints(trainer, checkpoint)
+            return rehearse(trainer, plan)
+        watch = Watch(rewards, trainer.model)
+        report, checkpoints = Report(trainer, plan, watch, folder), Checkpoints(trainer, folder, checkpoint)
         trainer.remove_callback(ProgressCallback)
-        for callback in (Progress(), report.watch, report, checkpoints):
+        for callback in (Progress(plan), watch, report, checkpoints):  # in this order: a report shows the warnings
             trainer.add_callback(callback)
         if args.process_index == 0:
-            write_record(settings, args, data)
-        report.watch.look_at_untrained(trainer.model)
-        with checkpoints.rescue():
+            record(plan, folder)
+        with stop.after_step(), checkpoints.full_disk_reported():
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
             trainer.save_state()

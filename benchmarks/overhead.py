@@ -24,8 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WITH_PADDING = """
-import trl, harness.trainer, train_grpo
-harness.trainer.Trainer._get_per_token_logps_and_entropies = trl.GRPOTrainer._get_per_token_logps_and_entropies
+import trl, harness.during.trainer, train_grpo
+harness.during.trainer.Trainer._get_per_token_logps_and_entropies = trl.GRPOTrainer._get_per_token_logps_and_entropies
 train_grpo.main()
 """
 

@@ -19,13 +19,14 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOTrainer
 
-import harness.checkpoints
-import harness.rewarding
+import harness.during.checkpoints
+import harness.reward
 import train_grpo
-from harness.checkpoints import Checkpoints
-from harness.report import Progress, Report
-from harness.trainer import Trainer
-from harness.watch import Watch
+from harness.after.report import Report
+from harness.during.checkpoints import Checkpoints
+from harness.during.progress import Progress
+from harness.during.trainer import Trainer
+from harness.during.watch import Watch
 
 SECONDS: dict[str, list[float]] = defaultdict(list)  # of each call, by label
 STEPS = 150  # the demo's
@@ -33,7 +34,6 @@ DEMO = ["--config", "demo/config.yaml", "--samples.held_out", "0", "--training.o
 IN_A_STEP = [
     (Checkpoints, "on_pre_optimizer_step", "finite gradient"),
     (Checkpoints, "on_step_end", "signals"),
-    (Watch, "on_step_end", "watch"),
     (Watch, "on_log", "watch"),
     (Report, "on_log", "curves"),
     (Progress, "on_log", "log lines"),
@@ -44,7 +44,7 @@ IN_A_SAVE = [
     (GRPOTrainer, "_save_checkpoint", "checkpoint"),
     (Checkpoints, "on_save", "waiting for the hashing"),
     (Report, "on_save", "card"),
-    (harness.checkpoints, "seal", "hashing"),
+    (harness.during.checkpoints, "seal", "hashing"),
 ]
 
 
@@ -71,8 +71,9 @@ def build_model(folder: str) -> None:
 def main() -> None:
     for owner, name, label in [*IN_A_STEP, *IN_A_SAVE, (GRPOTrainer, "train", "training")]:
         setattr(owner, name, timed(getattr(owner, name), label))
-    checked = harness.rewarding.checked
-    harness.rewarding.checked = lambda name, reward: timed(checked(name, timed(reward, "rewards")), "rewards, checked")
+    reward, for_trl = harness.reward.Reward, harness.reward.Reward.for_trl
+    reward._ask = timed(reward._ask, "rewards")
+    reward.for_trl = lambda self: timed(for_trl(self), "rewards, checked")
     with tempfile.TemporaryDirectory() as folder:
         train_grpo.main([*DEMO, f"{folder}/demo", "--training.max_steps", str(STEPS), "--training.save_strategy", "no"])
         step = {label: sum(seconds) / STEPS for label, seconds in SECONDS.items()}

@@ -34,8 +34,8 @@ def train_until_learned(padding: bool, arguments: list[str]) -> None:
     from trl import GRPOTrainer
 
     import train_grpo
-    from harness.report import Progress
-    from harness.trainer import Trainer
+    from harness.during.progress import Progress
+    from harness.during.trainer import Trainer
 
     if padding:
         Trainer._get_per_token_logps_and_entropies = GRPOTrainer._get_per_token_logps_and_entropies

@@ -1,26 +1,27 @@
-"""Keys: which ones each section of config.yaml has, of which type, and what to do about a wrong one.
+"""Keys: which ones each section of config.yaml has, of which type, and what to say of a wrong one.
 
-A section is the arguments of one function, so its keys and their types are that function's; pydantic holds the values
-against them.
+A section is the arguments of one function, so its keys and their types are that function's; pydantic checks the values.
 """
 
 import difflib
 import enum
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+import yaml
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, create_model
+from pydantic.errors import PydanticUserError
 
-from harness.exits import UserError
-from harness.rewarding import PASSED, columns, reward_functions, why_no_reward
-from harness.values import typed_value
+from harness.errors import UserError, one_line
+from harness.reward import PASSED, columns, logged_name, reward_functions, why_no_reward
 
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
 NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column training.output_dir samples.questions"
@@ -87,6 +88,17 @@ class Samples:
     shown: NonNegativeInt = 8
 
 
+class Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さは?, x]
+    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+class Typed(str):
+    """A value as it was typed on the command line; its key's type decides whether 7 is a number or a name."""
+
+
 def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError]) -> dict[str, Any]:
     """The sections as they are written, in the types of their keys; `error` makes what is raised of (key, problem)."""
     for section, _, key in (name.partition(".") for name in NEEDED.split()):
@@ -94,77 +106,78 @@ def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError
             raise error(f"{section}.{key}", "is missing; put it back into config.yaml")
     if merged.get("lora") == {}:
         raise error("lora", "has no keys; write lora: null for none, or one of them, such as r: 16")
-    rewards = {name: entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
+    kinds = _kinds_of_sections(str(merged["dataset"]["path"]))
+    rewards = {str(name): entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
     for name, entry in rewards.items():
-        if problem := why_no_reward(str(name)):
+        same = [other for other in rewards if logged_name(other) == logged_name(name)]
+        if problem := why_no_reward(name):
             raise error(f"rewards.{name}", problem)
         if not isinstance(entry, dict) or entry.get("weight") is None:
             problem = f"expected a mapping with its weight, got {entry!r}; write {name}: {{weight: 1}}"
             raise error(f"rewards.{name}", problem)
-    kinds = {**_upstream(), "dataset": _upstream()["dataset"] | _of_the_format(str(merged["dataset"]["path"]))}
-    for name in rewards:  # not kept between two calls: rewards.py is the user's
+        if len(same) > 1:
+            problem = f"would be logged as {logged_name(name)}, and so would {same[1]}; rename the folder of one"
+            raise error(f"rewards.{name}", problem)
         function = reward_functions().get(name, lambda: None)
-        kinds[f"rewards.{name}"] = _kinds(function, {*PASSED, *columns(function)}, {"weight": Finite})
-    known = [*SECTIONS, *(f"{part}.{key}" for part in kinds for key in kinds[part])]
+        kinds |= _kinds(f"rewards.{name}", function, {*PASSED, *columns(function)}, {"weight": Finite})
 
     def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
         """The values of a section, or of one of the rewards, in the types of their keys."""
         for key in values:
-            if f"{part}.{key}" not in known:
-                raise error(f"{part}.{key}", _unknown(f"{part}.{key}", known))
-        return {key: typed_value(kinds[part][key], value, f"{part}.{key}", error) for key, value in values.items()}
+            if f"{part}.{key}" not in kinds:
+                raise error(f"{part}.{key}", _unknown(f"{part}.{key}", [*SECTIONS, *kinds]))
+        return {key: _typed(f"{part}.{key}", kinds[f"{part}.{key}"], value, error) for key, value in values.items()}
 
     given: dict[str, Any] = dict.fromkeys(SECTIONS)
     for section, values in merged.items():
         if section not in SECTIONS:
-            raise error(str(section), _unknown(str(section), known))
-        if section != "rewards" and values is not None:
+            raise error(str(section), _unknown(str(section), [*SECTIONS, *kinds]))
+        if section == "rewards":
+            given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in rewards.items()}
+        elif values is not None:
             given[section] = typed(section, values)
-    given["rewards"] = {name: typed(f"rewards.{name}", entry) for name, entry in rewards.items()}
-    if not any(entry["weight"] for entry in given["rewards"].values()):
+    if not any(entry["weight"] for entry in (given["rewards"] or {}).values()):
         raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
     return given
 
 
+def _kinds_of_sections(source: str) -> dict[str, Any]:
+    """The type of every key, by its dotted name, but for the rewards'; of a file's format too: csv's delimiter."""
+    kinds = dict(_upstream())
+    if source in FORMATS.values():
+        module = import_module(f"datasets.packaged_modules.{source}.{source}")
+        kinds |= {f"dataset.{key}": Any for key in vars(getattr(module, f"{source.capitalize()}Config")())}
+    return kinds
+
+
 @functools.cache
-def _upstream() -> dict[str, dict[str, Any]]:
-    """The type of each key, by section, but for the rewards."""
+def _upstream() -> dict[str, Any]:
     from datasets import load_dataset  # these imports take seconds: not before the files have been read
     from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import GRPOConfig
 
     stricter = {key: kind for keys, kind in STRICTER.items() for key in keys.split()}
-    return {
-        "model": _kinds(PreTrainedModel.from_pretrained, {"config"}, UNSEEN),
-        "dataset": _kinds(load_dataset, {"features", "download_config"}, {}),
-        "prompts": _kinds(Prompts, set(), {}),
-        "training": _kinds(GRPOConfig, {key.removeprefix("training.") for key in REFUSED}, stricter),
-        "lora": _kinds(LoraConfig, set(), {}),
-        "samples": _kinds(Samples, set(), {}),
-    }
+    return (
+        _kinds("model", PreTrainedModel.from_pretrained, {"config"}, UNSEEN)
+        | _kinds("dataset", load_dataset, {"features", "download_config"}, {})
+        | _kinds("prompts", Prompts, set(), {})
+        | _kinds("training", GRPOConfig, {key.removeprefix("training.") for key in REFUSED}, stricter)
+        | _kinds("lora", LoraConfig, set(), {})
+        | _kinds("samples", Samples, set(), {})
+    )
 
 
-def _of_the_format(path: str) -> dict[str, Any]:
-    """The keys that a data set has besides where it is read from a file: csv's delimiter, json's field."""
-    if path not in FORMATS.values():
-        return {}
-    module = import_module(f"datasets.packaged_modules.{path}.{path}")
-    return dict.fromkeys(vars(getattr(module, f"{path.capitalize()}Config")()), Any)
-
-
-def _kinds(function: Callable, not_ours: set[str], more: dict[str, Any]) -> dict[str, Any]:
-    """The type of each parameter of a function that users may set; `more` are stricter or additional ones."""
+def _kinds(part: str, function: Callable, not_ours: set[str], more: dict[str, Any]) -> dict[str, Any]:
+    """The type of each parameter that users may set, by its dotted name; `more` are stricter or additional ones."""
     try:
         hints = typing.get_type_hints(getattr(function, "__func__", function), include_extras=True)
-    except Exception:  # a reward's annotation may name what is not there
-        if function not in reward_functions().values():
-            raise
+    except Exception:  # an annotation names what is not there: it is a user's
         hints = {}
     parameters = inspect.signature(function).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     kinds = {name: _in_words(hints.get(name, Any)) for name in named} | more
-    return {key: kind for key, kind in kinds.items() if key not in not_ours}
+    return {f"{part}.{key}": kind for key, kind in kinds.items() if key not in not_ours}
 
 
 def _in_words(kind: Any) -> Any:
@@ -178,6 +191,54 @@ def _in_words(kind: Any) -> Any:
     return list[_in_words(parts[0])] if origin is list else kind
 
 
+def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserError]) -> Any:
+    """`value` as a `kind`, as plain data."""
+    try:
+        model = create_model("Key", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
+    except PydanticUserError:  # a reward's annotation need not be a type
+        return _typed(key, Any, value, error)
+    first = None
+    for reading in _readings(value):
+        try:  # strictly where it is a number, or true would be 1, and 1 true
+            return model.model_validate({"value": reading}, strict=isinstance(reading, int)).model_dump()["value"]
+        except ValidationError as wrong:
+            first = first or _problem(key, kind, reading, wrong.errors())
+    raise error(*first)
+
+
+def _readings(value: Any) -> list[Any]:
+    """What a value may mean: one that was typed, first a number, true or false, and then a text."""
+    if not isinstance(value, Typed):
+        return [value]
+    with suppress(yaml.YAMLError):
+        if isinstance(read := yaml.load(str(value), Loader=Loader), bool | int | float):
+            return [read, str(value)]
+    return [str(value)]
+
+
+def _problem(key: str, kind: Any, value: Any, errors: list[Any]) -> tuple[str, str]:
+    """(dotted key, what is wrong there and what to do)"""
+    for part in errors[0]["loc"][1:]:  # of a value inside; where the type is a union, its branches have names here too
+        if isinstance(value, dict) and part in value:
+            key, value = f"{key}.{part}", value[part]
+    if value is None:
+        return key, "has no value; write one, or remove the line for the default"
+    words, got = _words(kind), "nothing" if value == "" else one_line(value)
+    begin = [word for word in words if word.startswith(str(value))]
+    if near := begin or difflib.get_close_matches(str(value), words, n=1):
+        return key, f"unknown word {got}, did you mean {near[0]}?; fix the value"
+    others = [error["msg"].split(",")[0] for error in errors if error["type"] != "literal_error"]
+    reasons = [message.removeprefix("Input ").removeprefix("String ") for message in others]
+    reasons += [f"should be one of {', '.join(words[:8])}{', ...' if len(words) > 8 else ''}"] if words else []
+    return key, f"{' or '.join(dict.fromkeys(reasons))}, got {got}; fix the value"
+
+
+def _words(kind: Any) -> list[str]:
+    parts = typing.get_args(kind)
+    words = [part for part in parts if isinstance(part, str)] if typing.get_origin(kind) is Literal else []
+    return words or [word for part in parts for word in _words(part)]
+
+
 def _unknown(key: str, known: list[str]) -> str:
     """What to do about a key that is not there: what has taken its place, or what was meant."""
     if key in REFUSED:
@@ -187,19 +248,3 @@ def _unknown(key: str, known: list[str]) -> str:
     names = anywhere | beside
     near = [name] if name in names else difflib.get_close_matches(name, beside, n=1, cutoff=0.5)
     return f"unknown{f', did you mean {names[near[0]]}?' if near else ''}; fix or remove it"
-
-
-def with_builder(source: dict[str, Any]) -> dict[str, Any]:
-    """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
-    files = first = source.get("data_files") or source.get("path")
-    while isinstance(first, dict | list) and first:
-        first = next(iter(first.values() if isinstance(first, dict) else first))
-    first = Path(str(first))
-    ending = next((end for end in map(str.lower, reversed(first.suffixes)) if end in FORMATS), None)
-    if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
-        return source
-    defaults = {} if isinstance(files, dict) else {"split": "train"}
-    defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
-    # Or pandas takes the first column for an index where each line ends in a comma, and answers become questions.
-    defaults |= {"index_col": False} if FORMATS[ending] == "csv" else {}
-    return {**defaults, **source, "path": FORMATS[ending], "data_files": files}

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,8 @@ from typing import Any
 
 import yaml
 
-from harness.exits import UserError, one_line
-from harness.keys import SECTIONS, Prompts, Samples, typed_sections, with_builder
-from harness.values import Loader, of_the_command_line
+from harness.errors import UserError, one_line
+from harness.keys import FORMATS, SECTIONS, Loader, Prompts, Samples, Typed, typed_sections
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
@@ -32,7 +32,7 @@ FULL_WIDTH = "a full-width space or colon; write : and spaces of half width"
 class Settings:
     """The sections of config.yaml, in upstream's types; keys that nobody set are absent, so upstream's defaults apply.
 
-    `given` is the same as plain YAML; `places`: file and line by key; `options`: the switches.
+    `places`: file and line by key; `options`: the switches of the command line.
     """
 
     model: dict[str, Any]
@@ -42,13 +42,17 @@ class Settings:
     training: dict[str, Any]
     lora: dict[str, Any] | None
     samples: Samples
-    given: dict[str, Any]
     places: dict[str, str]
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     def as_yaml(self) -> str:
         """The effective settings; every section is there, so that the text stands alone as a `--config` file."""
-        return yaml.safe_dump(self.given, allow_unicode=True, sort_keys=False, width=120)
+        return yaml.safe_dump(self.sections(), allow_unicode=True, sort_keys=False, width=120)
+
+    def sections(self) -> dict[str, Any]:
+        """The same as plain values."""
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        return sections | {"prompts": vars(self.prompts), "samples": vars(self.samples)}
 
     def error(self, key: str, problem: str) -> UserError:
         """`config.yaml:12: training.seed: PROBLEM`: with the place where the key, or its section, was set."""
@@ -70,7 +74,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
                 problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
                 raise _error(lines, name, problem)
         if "dataset" in content:
-            content["dataset"] = with_builder(content["dataset"])
+            content["dataset"] = _with_builder(content["dataset"])
         if set(SECTIONS) <= set(content):
             merged, places = {}, {}
         if "path" in content.get("dataset", {}):  # a new path replaces the whole section
@@ -81,57 +85,11 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expanduser(given[section][key])
     sections = {**given, "prompts": Prompts(**given["prompts"]), "samples": Samples(**given["samples"])}
-    settings = Settings(**sections, given=given, places=places, options=options)
+    settings = Settings(**sections, places=places, options=options)
     if options.print_config:
         print(settings.as_yaml(), end="")
         sys.exit()
     return settings
-
-
-def run_settings(folder: Path) -> Settings:
-    """The settings of a run that has left its model in `folder`; raises UserError where there is none."""
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: no run (no config.yaml); name an output_dir that was trained into")
-    # trainer_state.json is written when training is over, one of the others when the model is saved.
-    over = (folder / "trainer_state.json").exists()
-    if not over or not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"{folder}: the run has left no model yet; finish it with --resume")
-    return read_settings(["--config", str(folder / "config.yaml")])
-
-
-def training_arguments(settings: Settings):
-    """(GRPOConfig, LoraConfig or None) of the settings; raises UserError with what upstream says against them."""
-    import torch
-    from peft import LoraConfig
-    from trl import GRPOConfig
-
-    elsewhere = ("revision", "subfolder", "token", "cache_dir")
-    training: dict[str, Any] = {
-        "run_name": Path(settings.training["output_dir"]).name,  # this and project are for trackers
-        "project": "train-grpo",
-        **settings.training,
-        "trust_remote_code": settings.model.get("trust_remote_code", False),
-        # For the reference model, which TRL loads by the policy's name.
-        "model_init_kwargs": {key: settings.model[key] for key in elsewhere if key in settings.model} or None,
-    }
-    if settings.options.resume:
-        training["eval_on_start"] = False  # done before the stop
-    if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
-        training |= {"use_cpu": True, "bf16": False, "fp16": False}
-    arguments = _built(settings, "training", GRPOConfig, training)
-    return arguments, settings.lora and _built(settings, "lora", LoraConfig, settings.lora)
-
-
-def _built(settings: Settings, section: str, kind: type, values: dict[str, Any]):
-    try:
-        return kind(**values)
-    except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
-        message = one_line(error).rstrip(".")
-        named = {key: message.find(key) for key in values if key in message and f"{section}.{key}" in settings.places}
-        named |= {key: 0 for key, value in values.items() if isinstance(value, str) and message.startswith(value)}
-        if named:  # by the first one in the message
-            raise settings.error(f"{section}.{min(named, key=named.get)}", f"{message}; fix the value") from error
-        raise UserError(f"{section}: {message}; fix the value") from error
 
 
 def versions() -> dict[str, str]:
@@ -177,7 +135,10 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
             raise UserError(f"{name}: unknown option{f', did you mean {near[0]}?' if near else ''}; fix or remove it")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
-        value = of_the_command_line(value if equals else rest.pop(0))
+        text = value if equals else rest.pop(0)
+        value = Typed(text)
+        with suppress(yaml.YAMLError):
+            value = yaml.load(text, Loader=Loader) if text == "null" or text[:1] in ("[", "{") else value
         parts = name[2:].split(".")
         if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
             parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
@@ -232,6 +193,22 @@ def _laid_over(base: Any, overlay: Any) -> Any:
     if not (isinstance(base, dict) and isinstance(overlay, dict)):
         return overlay
     return base | {key: _laid_over(base.get(key), value) for key, value in overlay.items()}
+
+
+def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
+    """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
+    files = first = source.get("data_files") or source.get("path")
+    while isinstance(first, dict | list) and first:
+        first = next(iter(first.values() if isinstance(first, dict) else first))
+    first = Path(str(first))
+    ending = next((end for end in map(str.lower, reversed(first.suffixes)) if end in FORMATS), None)
+    if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
+        return source
+    defaults = {} if isinstance(files, dict) else {"split": "train"}
+    defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
+    # Or pandas takes the first column for an index where each line ends in a comma, and answers become questions.
+    defaults |= {"index_col": False} if FORMATS[ending] == "csv" else {}
+    return {**defaults, **source, "path": FORMATS[ending], "data_files": files}
 
 
 def _error(places: dict[str, str], key: str, problem: str) -> UserError:

@@ -24,10 +24,10 @@ import accelerate
 import transformers
 from trl import GRPOTrainer
 
-import harness.report
+import harness.after.report
 import rewards
 import train_grpo
-from harness.exits import exit_status
+from harness.tools.end import exit_status
 
 PHASES = {
     "generate": (GRPOTrainer, "_generate_and_score_completions"),
@@ -118,6 +118,6 @@ def put_in(what: str) -> None:
 
 
 if __name__ == "__main__":
-    harness.report.draw_curves = lambda *_: None
+    harness.after.report.draw_curves = lambda *_: None
     put_in(sys.argv.pop(1))
     sys.exit(exit_status(train_grpo.main))

@@ -13,21 +13,21 @@ from filelock import FileLock
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
-import harness.report  # noqa: E402
+import harness.after.report as report  # noqa: E402
 import train_grpo  # noqa: E402
-from harness.exits import UserError  # noqa: E402
+from harness.errors import UserError  # noqa: E402
 
-draw_curves, harness.report.draw_curves = harness.report.draw_curves, lambda *_: None  # over half of a tiny run's time
+draw_curves, report.draw_curves = report.draw_curves, lambda *_: None  # over half of a tiny run's time
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
     """Runs inside draw their curves: `with drawing(): train_grpo.main(...)` in a fixture of a module or a session."""
-    switched_off, harness.report.draw_curves = harness.report.draw_curves, draw_curves
+    switched_off, report.draw_curves = report.draw_curves, draw_curves
     try:
         yield
     finally:
-        harness.report.draw_curves = switched_off
+        report.draw_curves = switched_off
 
 
 @pytest.fixture(autouse=True)

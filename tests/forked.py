@@ -22,13 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SECONDS = 300  # until a process counts as hanging
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(
-    ["break_it", "harness.launch", "harness.checkpoints", "harness.rehearse", "harness.report"]
-)
+USED = ["tools.launch", "during.checkpoints", "before.rehearse", "before.check", "after.report"]
+server.set_forkserver_preload(["break_it", *(f"harness.{name}" for name in USED)])
 
 
 class Forked:
-    """A process of train_grpo.py, or of harness.launch; what it prints goes into `folder`.
+    """A process of train_grpo.py, or of `python -m harness launch`; what it prints goes into `folder`.
 
     Args:
         fault: as break_it.py takes it.
@@ -117,16 +116,16 @@ def _child(program, arguments, fault, variables, outputs, terminal, disk) -> Non
         _mount(disk)
     import break_it
 
-    import harness.launch
-    import harness.report
+    import harness.after.report
+    import harness.tools.launch
     import train_grpo
-    from harness.exits import exit_status
+    from harness.tools.end import exit_status
 
-    harness.report.draw_curves = lambda *_: None
+    harness.after.report.draw_curves = lambda *_: None
     sys.argv = [f"{program}.py", *arguments]
     if fault:
         break_it.put_in(fault)
-    main = harness.launch.main if program == "launch" else train_grpo.main
+    main = harness.tools.launch.main if program == "launch" else train_grpo.main
     status = exit_status(lambda: main(arguments))
     if disk:
         shutil.copytree(disk, f"{disk}-copy")

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from harness.exits import RunError, Stopped, UserError, exit_status, failed_elsewhere, rank
+from harness.errors import RunError, Stopped, UserError
+from harness.processes import failed_elsewhere, rank
+from harness.tools.end import exit_status
 
 
 def main() -> None:

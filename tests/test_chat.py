@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 import rewards
 import train_grpo
-from harness import chat
-from harness.card import score_words
-from harness.exits import RunError, UserError
+from harness.errors import RewardError, UserError
+from harness.reward import score_words
+from harness.tools import chat
 
 QUESTION = "富士山の高さは?"
 LORA = ["--lora.r", "4", "--lora.target_modules", "[q_proj,v_proj]", "--lora.task_type", "CAUSAL_LM"]
@@ -107,7 +107,7 @@ def test_a_reward_that_fails_ends_it_in_one_line(full, chatted, monkeypatch):
         raise ValueError("no emoji today")
 
     monkeypatch.setattr(rewards, "emoji_reward", emoji_reward)
-    with pytest.raises(RunError, match="rewards.emoji_reward: raised ValueError.*no emoji today"):
+    with pytest.raises(RewardError, match="rewards.emoji_reward: raised ValueError.*no emoji today"):
         chatted(full, QUESTION)
 
 

@@ -11,10 +11,12 @@ import torch
 from conftest import ROOT, refused
 
 import train_grpo
-from harness.exits import UserError
-from harness.footprint import footprint
-from harness.loading import load_data, load_policy
-from harness.settings import read_settings, training_arguments
+from harness.before.check import training_arguments
+from harness.before.data import load_data
+from harness.before.footprint import footprint
+from harness.before.policy import Policy, load_policy
+from harness.errors import UserError
+from harness.settings import read_settings
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ DATA = [
 
 
 TRAINING = [
-    (["--training.generation_kwargs", "512"], ["training.generation_kwargs: should be a mapping, got 512"]),
+    (["--training.generation_kwargs", "512"], ["training.generation_kwargs: should be a valid dictionary, got 512"]),
     (["--training.generation_kwargs", "{temperature: 1}"], ["kwargs.temperature: ", "training.temperature"]),
     (["--training.generation_kwargs", "{max_cache_length: 9}"], ["max_cache_length: unknown to transformers.Gen"]),
     (["--training.report_to", "wandbx"], ["training.report_to: ", "wandbx"]),
@@ -143,7 +145,7 @@ GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_
 
 MACHINES = [
     ({"is_available": False}, ["no CUDA GPU", "make demo"]),
-    ({"device_count": 4}, ["4 GPUs", "harness.launch --num_processes 4"]),
+    ({"device_count": 4}, ["4 GPUs", "harness launch --num_processes 4"]),
     ({"is_bf16_supported": False}, ["training.bf16: Tesla T4", "training.fp16: true"]),
 ]
 
@@ -166,7 +168,7 @@ def tinyswallow(*files):
         num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True, dtype="bfloat16",
     )  # fmt: skip
     settings = read_settings(["--check", *(part for file in files for part in ("--config", str(file)))])
-    return footprint(settings, config, *training_arguments(settings))
+    return footprint(settings, Policy(settings.model, config, None, ""), *training_arguments(settings))
 
 
 def test_the_footprint_of_the_articles_model():
@@ -211,7 +213,8 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_formulas(monkeypatch):
                 vocab_size=vocabulary, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
                 num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied, dtype="bfloat16",
             )  # fmt: skip
-            assert round(sum(footprint(settings, config, args, lora).memory.values()) / 1e9) == gigabytes
+            size = footprint(settings, Policy(settings.model, config, None, ""), args, lora)
+            assert round(sum(size.memory.values()) / 1e9) == gigabytes
 
 
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
@@ -254,7 +257,7 @@ def test_a_launcher_that_kills_after_half_a_minute_is_named(tiny, capsys, monkey
 
 def test_what_low_bits_need_is_checked(tiny, monkeypatch):
     quantized = ["--model.quantization_config", "{load_in_4bit: true}", "--lora.r", "8"]
-    monkeypatch.setattr("harness.check.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.before.check.find_spec", lambda name: None)
     assert refused([*tiny, *quantized, "--check"]).startswith(
         "model.quantization_config: bitsandbytes is not installed"
     )

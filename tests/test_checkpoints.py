@@ -11,9 +11,11 @@ from conftest import refused, tiny_arguments
 from trl import GRPOTrainer
 
 import train_grpo
-from harness.checkpoints import Checkpoints, fault, newest_complete, seal
-from harness.exits import RunError, UserError
-from harness.watch import Watch
+from harness.during.checkpoints import Checkpoints
+from harness.during.watch import Watch
+from harness.errors import RunError, UserError
+from harness.files import fault, seal
+from harness.run_folder import RunFolder
 
 STEPS = ["--training.max_steps", "6", "--training.save_steps", "2"]
 
@@ -90,7 +92,7 @@ def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(inter
             copy = tmp_path / "copy"
             shutil.copytree(tmp_path / "run", copy)
             damage(copy / "checkpoint-4" / name)
-            assert newest_complete(str(copy)).name == "checkpoint-2", (damage, name)
+            assert RunFolder(copy).newest_complete().name == "checkpoint-2", (damage, name)
             said = capsys.readouterr().out
             assert "checkpoint-4 is not used" in said and (name in said or name == "manifest.json"), (damage, said)
             assert (copy / "_set-aside-1-checkpoint-4").is_dir() and not (copy / "checkpoint-4").exists()
@@ -125,7 +127,7 @@ def test_settings_that_change_the_training_refuse_to_resume(interrupted):
 def test_damaged_settings_of_a_run_are_reported(interrupted, tmp_path):
     for content in (b"", b"\xff\xfe", b"[1]", b"a: [", b"7"):
         (tmp_path / "run/config.yaml").write_bytes(content)
-        assert "run/config.yaml: damaged" in refused([*interrupted, "--resume"]), content
+        assert "run: its config.yaml is damaged" in refused([*interrupted, "--resume"]), content
 
 
 def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path, monkeypatch):
@@ -139,7 +141,7 @@ def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path, monkeypatch):
         return delete(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.checkpoints.shutil.rmtree", deletes)
+        patch.setattr("harness.during.checkpoints.shutil.rmtree", deletes)
         train_grpo.main([*tiny, "--training.save_steps", "1", "--training.save_total_limit", "2"])
     assert sealed == [2, 2]
     kept = sorted((tmp_path / "run").glob("checkpoint-*"))
@@ -187,7 +189,7 @@ def test_the_best_checkpoint_is_kept_also_where_its_folder_is_named_in_another_w
     monkeypatch.chdir(tmp_path)
     for step in (1, 2, 3):
         (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
-    checkpoints = Checkpoints(None, None)
+    checkpoints = Checkpoints(None, RunFolder(tmp_path / "run"), None)
     checkpoints.limit = 1
-    checkpoints._seal(str(tmp_path / "run"), 3, "run/checkpoint-1")  # as before a resume with the absolute path
+    checkpoints._seal(3, "run/checkpoint-1")  # as before a resume with the absolute path
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-3"]

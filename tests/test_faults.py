@@ -23,8 +23,10 @@ from forked import Forked
 from trl import GRPOTrainer
 
 import train_grpo
-from harness.checkpoints import fault, newest_complete
-from harness.exits import RunError, Stopped, UserError, read_status
+from harness.during import stop as stopping
+from harness.errors import RunError, Stopped, UserError
+from harness.files import fault
+from harness.run_folder import RunFolder
 
 # 6 steps of one micro-batch. A generation batch feeds two of them twice over: saves fall inside it.
 STEPS = ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
@@ -119,7 +121,7 @@ def test_rounding_by_chance_is_resumed_exactly(policy, tmp_path, monkeypatch):
 
 def test_a_signal_whose_exception_was_dropped_before_training_stops_it(tiny, tmp_path, monkeypatch):
     """Python drops what is raised in a weakref's callback, and a signal's handler may run there."""
-    monkeypatch.setattr("harness.checkpoints.pending", [signal.SIGTERM])
+    monkeypatch.setattr(stopping.stop, "number", signal.SIGTERM)
     with pytest.raises(Stopped, match="checkpoint-1 is complete"):
         train_grpo.main(tiny)
 
@@ -136,7 +138,7 @@ def test_a_stop_where_an_epoch_ends_saves_once(tiny, tmp_path, monkeypatch):
     epoch_of_two_steps = ["--prompts.limit", "4", "--samples.held_out", "0", "--training.save_strategy", "epoch"]
     with pytest.raises(Stopped, match="checkpoint-2 is complete"):
         train_grpo.main([*tiny, *epoch_of_two_steps])
-    assert len(saves) == 1 and fault(newest_complete(str(tmp_path / "run"))) is None
+    assert len(saves) == 1 and fault(RunFolder(tmp_path / "run").newest_complete()) is None
 
 
 @pytest.mark.sweep
@@ -155,7 +157,7 @@ def test_killed_after_each_file_of_a_save(tiny, tmp_path, uninterrupted):
         run = tmp_path / "run"
         killed = Forked([*tiny, *STEPS], tmp_path, f"kill:{files}")
         status = killed.wait()
-        whole.add(newest := newest_complete(str(run)).name)
+        whole.add(newest := RunFolder(run).newest_complete().name)
         if status == 0:  # no save has so many files
             break
         assert status == -signal.SIGKILL, killed.err
@@ -178,19 +180,19 @@ def test_ctrl_c_in_a_shell_exits_130(tiny, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs behind an &
         start_new_session=True,
     )
-    while not read_status(tmp_path / "run").get("step"):
+    while not RunFolder(tmp_path / "run").status().get("step"):
         assert shell.poll() is None
         time.sleep(0.02)
     os.killpg(shell.pid, signal.SIGINT)
     assert b"stopped by SIGINT: checkpoint-" in shell.stderr.read() and shell.wait() == 130
-    assert fault(newest_complete(str(tmp_path / "run"))) is None
+    assert fault(RunFolder(tmp_path / "run").newest_complete()) is None
 
 
 def test_a_second_signal_stops_at_once(tiny, tmp_path):
     stopped = Forked([*tiny, "--training.save_steps", "1"], tmp_path, "twice:reward")
     assert stopped.wait() == -signal.SIGTERM and "once more stops at once" in stopped.err
     # The first generation batch fed two steps; the signals fell into the third.
-    assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
+    assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-2"
 
 
 def test_a_lost_terminal_loses_nothing(tiny, tmp_path):
@@ -203,7 +205,7 @@ def test_a_lost_terminal_loses_nothing(tiny, tmp_path):
     os.close(its_side)
     os.close(terminal)
     assert process.wait() == 128 + signal.SIGHUP
-    assert fault(newest_complete(str(tmp_path / "run"))) is None
+    assert fault(RunFolder(tmp_path / "run").newest_complete()) is None
 
 
 def test_a_loss_of_nan_is_not_stepped_on(tiny, tmp_path, uninterrupted):
@@ -230,7 +232,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_once_there_is_room(tiny, tm
     (tmp_path / "disk-copy/run").rename(tmp_path / "run")
     needed, free = re.search(r"about ([\d,]+) bytes are needed, ([\d,]+) are free", last).groups()
     assert 12_000_000 < int(needed.replace(",", "")) < 14_000_000 and int(free.replace(",", "")) < 8_000_000
-    assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
+    assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-2"
     assert [path.name for path in (tmp_path / "run").glob("*checkpoint-*")] == ["checkpoint-2"]
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(tmp_path / "run") == uninterrupted
@@ -332,7 +334,7 @@ def test_an_unreachable_hub_is_reported_and_costs_nothing(tiny, tmp_path, lost, 
     assert pushed.wait() == status and words.format(run=run) in pushed.out + pushed.err, pushed.err
     if lost:
         assert hub.kept == [upload for upload in (1, 2, 3) if upload not in lost]
-        assert weights(run) and fault(newest_complete(str(run))) is None and "Unfinished" not in card(run)
+        assert weights(run) and fault(RunFolder(run).newest_complete()) is None and "Unfinished" not in card(run)
     if status == 1:
         assert f"hf upload me/run {run} --exclude" in pushed.err.splitlines()[-1]
 

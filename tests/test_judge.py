@@ -13,9 +13,9 @@ from conftest import ROOT
 
 import rewards
 import train_grpo
-from harness import rewarding
-from harness.checkpoints import newest_complete
-from harness.exits import RunError
+from harness.errors import RewardError, RunError, UserError
+from harness.reward import load_rewards
+from harness.run_folder import RunFolder
 
 
 class Judge(ThreadingHTTPServer):
@@ -71,9 +71,8 @@ def judge(monkeypatch):
 
 def asked_about(judge, texts: list[str], seconds: float = 5) -> list[float | None]:
     entries = {"judge_reward": {"weight": 1, "server": judge.url, "seconds": seconds}}
-    settings = type("Some", (), {"rewards": entries})
-    (reward,) = rewarding.build_rewards(settings, [])
-    return rewarding.score(reward, ["?"] * len(texts), texts, {})
+    (reward,) = load_rewards(entries, [], UserError)
+    return reward.score(["?"] * len(texts), texts, {})
 
 
 def test_64_completions_are_asked_about_at_once(judge):
@@ -93,14 +92,14 @@ def test_a_judge_that_recovers_is_asked_again(judge):
 
 def test_a_judge_that_is_gone_ends_with_what_to_do(judge):
     judge.down = True
-    with pytest.raises(rewarding.RewardError, match="judge_reward: raised .*if it was the network, --resume goes on"):
+    with pytest.raises(RewardError, match="judge_reward: raised .*if it was the network, --resume goes on"):
         asked_about(judge, ["abc"])
     assert judge.asked == 4
 
 
 def test_a_time_out_counts_as_a_lost_connection(judge):
     judge.delay = 0.6
-    with pytest.raises(rewarding.RewardError, match="raised ReadTimeout"):
+    with pytest.raises(RewardError, match="raised ReadTimeout"):
         asked_about(judge, ["abc"], seconds=0.2)
     assert judge.asked == 4 and issubclass(httpx2.ReadTimeout, httpx2.TransportError)
 
@@ -111,7 +110,7 @@ def test_a_run_whose_judge_goes_is_resumed_exactly_from_its_newest_checkpoint(ju
     judge.dies_after = 2 + (3 + 64) + 16 + 8  # the check, the samples, one generation batch, half of the second
     with pytest.raises(RunError, match="judge_reward: raised .*--resume goes on from the newest checkpoint"):
         train_grpo.main(arguments)
-    assert newest_complete(str(tmp_path / "run")).name == "checkpoint-4"
+    assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-4"
     judge.dies_after, judge.down = None, False
     train_grpo.main([*arguments, "--resume"])
     train_grpo.main([*arguments, "--training.output_dir", str(tmp_path / "whole")])

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
-from harness.exits import UserError
+from harness.before.data import load_data, token_counts
+from harness.errors import UserError
 from harness.keys import Prompts, Samples
-from harness.loading import load_data, token_counts
 from harness.settings import Settings
 
 
 def load_prompts(source, prompts, tokenizer, held_out=0):
-    settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), given={}, places={})
+    settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), places={})
     data = load_data(settings, tokenizer)
     return data.train, data.counts["too long (dropped)"]
 

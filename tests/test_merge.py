@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_grpo
-from harness import merge
-from harness.exits import RunError, UserError
+from harness.errors import RunError, UserError
+from harness.tools import merge
 
 LORA = ["--lora.r", "4", "--lora.task_type", "CAUSAL_LM", "--lora.target_modules", "[q_proj,v_proj]"]
 

@@ -5,9 +5,10 @@ import yaml
 from conftest import ROOT
 
 import rewards
-from harness.exits import UserError
+from harness.before.check import training_arguments
+from harness.errors import UserError
 from harness.keys import NEEDED
-from harness.settings import read_settings, training_arguments
+from harness.settings import read_settings
 
 DEMO = ["--config", str(ROOT / "demo/config.yaml")]
 
@@ -27,7 +28,7 @@ IN_A_FILE = {
     "a section set twice": ("lora: null\nlora: null\n", 2, ["lora: is set in line 1 already"]),
     "a training key at the top": ("# mine\nlearning_rate: 1e-6\n", 2, ["did you mean training.learning_rate?"]),
     "lora inside training": ("training:\n  lora: {r: 4}\n", 2, ["training.lora: unknown, did you mean lora?"]),
-    "a wrong type": ("training:\n  seed: 1\n  beta: x\n", 3, ["training.beta: should be a number, got x; fix"]),
+    "a wrong type": ("training:\n  seed: 1\n  beta: x\n", 3, ["training.beta: should be a valid number, got x; fix"]),
     "a wrong key": ("prompts:\n\n  colum: query\n", 3, ["prompts.colum: unknown", "did you mean prompts.column?"]),
     "a key that is a number": ("training:\n  1: 2\n", 2, ["training.1: unknown"]),
     "a section that has a number for a name": ("# mine\n1: {seed: 2}\n", 2, ["1: unknown"]),
@@ -61,24 +62,24 @@ def test_mistakes_in_a_file_name_the_line(tmp_path):
 TRAINING = [
     ("learn", "1", ["training.learn: unknown", "learning_rate"]),
     ("learnin_rate", "1", ["training.learnin_rate: unknown, did you mean training.learning_rate?; fix or remove it"]),
-    ("num_generations", "8.5", ["training.num_generations: should be a whole number, got 8.5; fix the value"]),
-    ("num_generations", "[8]", ["num_generations: should be a whole number"]),
+    ("num_generations", "8.5", ["training.num_generations: should be a valid integer, got 8.5; fix the value"]),
+    ("num_generations", "[8]", ["num_generations: should be a valid integer"]),
     ("num_generations", "null", ["training.num_generations: has no value; write one, or remove the line"]),
     ("max_steps", "null", ["training.max_steps: has no value"]),
     ("max_completion_length", "null", ["training.max_completion_length: has no value"]),
     ("output_dir", "null", ["training.output_dir: is missing"]),
-    ("top_k", "-1", ["training.top_k: should be at least 0, got -1"]),
+    ("top_k", "-1", ["training.top_k: should be greater than or equal to 0, got -1"]),
     ("top_p", "0", ["training.top_p: should be greater than 0", "got 0"]),
-    ("min_p", "2", ["training.min_p: should be at most 1", "got 2"]),
+    ("min_p", "2", ["training.min_p: should be less than or equal to 1", "got 2"]),
     ("repetition_penalty", "0", ["training.repetition_penalty: should be greater than 0, got 0"]),
     ("num_generations", "1", ["training: GRPO requires at least 2 generations"]),
-    ("learning_rate", "fast", ["training.learning_rate: should be a number, got fast"]),
-    ("learning_rate", "-1", ["training.learning_rate: should be at least 0, got -1"]),
-    ("beta", "-0.1", ["training.beta: should be at least 0"]),
+    ("learning_rate", "fast", ["training.learning_rate: should be a valid number, got fast"]),
+    ("learning_rate", "-1", ["training.learning_rate: should be greater than or equal to 0, got -1"]),
+    ("beta", "-0.1", ["training.beta: should be greater than or equal to 0"]),
     ("temperature", "0", ["training.temperature: should be greater than 0, got 0"]),
-    ("seed", "true", ["training.seed: should be a whole number, got True"]),
+    ("seed", "true", ["training.seed: should be a valid integer, got True"]),
     ("optim", "admw_torch", ["training.optim: unknown word admw_torch, did you mean adamw_torch?; fix the value"]),
-    ("seed", "-1", ["training.seed: should be at least 0"]),
+    ("seed", "-1", ["training.seed: should be greater than or equal to 0"]),
     ("learning_rate", "inf", ["training.learning_rate: should be a finite number, got inf"]),
     ("optim", "nonsense", ["training.optim: should be one of adamw_torch, adamw_torch_fused, "]),
     ("steps_per_generation", "0", ["training.steps_per_generation: should be greater than 0"]),
@@ -91,7 +92,7 @@ TRAINING = [
         "sometimes",
         ["training.save_strategy: should be one of no, steps, epoch, best, got sometimes; fix"],
     ),
-    ("output_dir", "", ["training.output_dir: should be text that is not empty, got nothing"]),
+    ("output_dir", "", ["training.output_dir: should have at least 1 character, got nothing"]),
     ("max_prompt_length", "256", ["training.max_prompt_length: TRL has dropped it; set prompts.max_length"]),
     ("remove_unused_columns", "true", ["training.remove_unused_columns: leave it out"]),
     ("resume_from_checkpoint", "x", ["training.resume_from_checkpoint: run the same command with --resume"]),
@@ -108,14 +109,14 @@ OTHER_SECTIONS = [
     (["--model.dtype", "bf16"], ["model.dtype: unknown word bf16, did you mean bfloat16?"]),
     (["--model.torch_dtype", "auto"], ["model.torch_dtype: unknown, did you mean model.dtype?"]),
     (["--prompts.limit", "0"], ["prompts.limit: should be greater than 0, got 0"]),
-    (["--samples.held_out=-1"], ["samples.held_out: should be at least 0"]),
-    (["--lora.r", "many"], ["lora.r: should be a whole number", "got many"]),
+    (["--samples.held_out=-1"], ["samples.held_out: should be greater than or equal to 0"]),
+    (["--lora.r", "many"], ["lora.r: should be a valid integer", "got many"]),
     (["--lora.bias", "some"], ["lora.bias: should be one of none, all, lora_only, got some"]),
     (["--rewards.emoji_rewrd.weight", "1"], ["rewards.emoji_rewrd: ", "did you mean emoji_reward?", "length_reward"]),
     (["--rewards.length_reward.goal", "9"], ["rewards.length_reward.goal: unknown"]),
     (["--rewards.length_reward.weight", ".inf"], ["rewards.length_reward.weight: should be a finite number, got inf"]),
     (["--rewards.length_reward", "3"], ["rewards.length_reward: expected a mapping with its weight, got '3'"]),
-    (["--rewards.owner/model-v0.1.weight", "x"], ["rewards.owner/model-v0.1.weight: should be a number, got x"]),
+    (["--rewards.owner/model-v0.1.weight", "x"], ["rewards.owner/model-v0.1.weight: should be a valid number, got x"]),
     (["--rewards", "null"], ["rewards: expected a mapping"]),
     (["--samples.held_out", "null"], ["samples.held_out: has no value"]),
     (["--lora", "{r: null}"], ["lora.r: has no value"]),
@@ -142,7 +143,6 @@ def test_mistakes_in_other_sections_and_on_the_command_line(monkeypatch):
 # rewards.py as a user might write it: (the function, words of the message)
 REWARD_FUNCTIONS = [
     ("def polite_reward(completion, **kwargs): ...", ["has no parameter `completions`", "rewards.py"]),
-    ("def polite_reward(completions, bonus=1): ...", ["takes no **kwargs", "rewards.py"]),
 ]
 
 
@@ -164,7 +164,7 @@ REWARD_SETTINGS = [
     ("bonus=1", "2", 2),
     ("bonus=1", "much", "much"),
     ("bonus: int = 1", "2", 2),
-    ("bonus: int = 1", "much", ["bonus: should be a whole number, got much"]),
+    ("bonus: int = 1", "much", ["bonus: should be a valid integer, got much"]),
     ("bonus: float = 1", "2", 2.0),
     ("bonus: str = ''", "2", "2"),
     ("bonus: (1, 2) = 1", "2", 2),  # no type

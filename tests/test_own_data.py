@@ -13,9 +13,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import train_grpo
-from harness.exits import UserError
-from harness.loading import load_data
-from harness.rewarding import reward_functions
+from harness.before.data import load_data
+from harness.errors import UserError
+from harness.reward import reward_functions
 from harness.settings import read_settings
 
 

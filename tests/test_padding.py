@@ -6,8 +6,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GPT2Config, GPT2LMHeadModel, Qwen2Config
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.padding import by_length, positions_are_relative
-from harness.trainer import Trainer
+from harness.during.padding import by_length, positions_are_relative
+from harness.during.trainer import Trainer
+from harness.reward import Reward
 
 LENGTHS = [3, 17, 4, 9, 0, 8, 30, 4]  # of the completions; one is masked whole, as one that was cut off can be
 PROMPTS = [5, 7, 6, 5, 5, 5, 6, 5]
@@ -24,6 +25,13 @@ def save_gpt2(folder, vocabulary: int) -> None:
 CASES = {"one process": (1, False), "several": (2, False), "absolute positions": (1, True)}
 
 
+def nothing(completions, **_):
+    return [0.0] * len(completions)
+
+
+NOTHING = Reward("nothing", 1, {}, nothing)
+
+
 @pytest.fixture(scope="module")
 def trainers(policy, tmp_path_factory) -> dict[bool, list[GRPOTrainer]]:
     """[TRL's trainer, ours] of the same policy; by whether its positions are absolute."""
@@ -34,12 +42,12 @@ def trainers(policy, tmp_path_factory) -> dict[bool, list[GRPOTrainer]]:
         absolute: [
             trainer(
                 model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-                reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
+                **rewards,
                 args=GRPOConfig(output_dir=folder, report_to="none", top_entropy_quantile=0.5, **arguments),
                 train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
                 processing_class=tokenizer,
             )
-            for trainer in (GRPOTrainer, Trainer)
+            for trainer, rewards in ((GRPOTrainer, {"reward_funcs": [nothing]}), (Trainer, {"rewards": [NOTHING]}))
         ]
         for absolute, model in ((False, policy), (True, folder / "gpt2"))
     }

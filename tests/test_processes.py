@@ -24,21 +24,23 @@ from safetensors.torch import load_file
 from test_faults import STEPS, weights
 from transformers import AutoModelForCausalLM
 
-import harness.launch
+import harness.tools.launch
 import train_grpo
-from harness.checkpoints import fault, newest_complete
-from harness.exits import UserError, read_status
+from harness.during.stop import stop
+from harness.errors import UserError
+from harness.files import fault
+from harness.run_folder import RunFolder
 
 SHARDED = ["fsdp2", "zero3"]
 
 
 def launched(folder: Path, script: str, *arguments: str, **more) -> Forked:
-    """harness.launch with two processes of a script on this CPU."""
+    """harness.tools.launch with two processes of a script on this CPU."""
     return Forked(["--num_processes", "2", *script.split(), *arguments], folder, program="launch", **more)
 
 
 def stubs(folder: Path, *what: str) -> Forked:
-    """harness.launch with two processes that end as `what` says; returned when both have begun."""
+    """harness.tools.launch with two processes that end as `what` says; returned when both have begun."""
     launcher = launched(folder, "tests/stub_worker.py", str(folder), *what)
     launcher.wait_for(lambda: all((folder / rank).exists() and (folder / rank).read_text() for rank in "01"))
     return launcher
@@ -70,7 +72,7 @@ def uninterrupted(tmp_path_factory, policy) -> Path:
     """Two processes' run of STEPS."""
     folder = tmp_path_factory.mktemp("two")
     both_ended(two([*tiny_arguments(policy, folder), *STEPS], folder), 0, 0)
-    assert read_status(folder / "run") == {"status": "done", "exit_status": 0, "step": 6}
+    assert RunFolder(folder / "run").status() == {"status": "done", "exit_status": 0, "step": 6}
     return folder / "run"
 
 
@@ -123,7 +125,7 @@ def test_a_killed_launcher_leaves_no_process_behind(tmp_path):
 def test_a_mistake_in_the_launchers_own_arguments(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr("harness.launch.take_signals", lambda *_: None)
+    monkeypatch.setattr(stop, "listen", lambda *_: None)
     mistakes = {
         "--num_processes 0 train_grpo.py": "--num_processes 0: starts nothing",
         "--num_processes 2 nope.py": "nope.py: there is no such script",
@@ -131,7 +133,7 @@ def test_a_mistake_in_the_launchers_own_arguments(monkeypatch):
     }
     for arguments, words in mistakes.items():
         with pytest.raises(UserError, match=f"^{words}"):
-            harness.launch.main(arguments.split())
+            harness.tools.launch.main(arguments.split())
     logging.disable(logging.NOTSET)
 
 
@@ -151,12 +153,12 @@ def test_a_reward_that_raises_in_one_process_is_the_runs_failure(tiny, tmp_path)
     line = last_line(tmp_path / "ends", 1)
     assert line.startswith("error: rewards.length_reward: raised ValueError: poison on row 0 of the batch")
     assert "RewardError" in (tmp_path / "run/error.log").read_text()
-    assert read_status(tmp_path / "run")["exit_status"] == 1
+    assert RunFolder(tmp_path / "run").status()["exit_status"] == 1
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(tiny, tmp_path, uninterrupted):
     both_ended(two([*tiny, *STEPS], tmp_path / "ends", "usr1:backward@1"), 138, 138)
-    newest = newest_complete(str(tmp_path / "run"))
+    newest = RunFolder(tmp_path / "run").newest_complete()
     assert all(f"{newest.name} is complete" in last_line(tmp_path / "ends", rank) for rank in (0, 1))
     goes_on_exactly(tiny, tmp_path, uninterrupted)
 
@@ -169,9 +171,10 @@ def test_a_run_of_which_one_process_was_killed_in_a_save_goes_on(tiny, tmp_path,
 
 def test_a_signal_to_launcher_and_process_saves_and_loses_nothing(tiny, tmp_path, uninterrupted):
     line = ended(launched(tmp_path, "tests/break_it.py spread:generate", *tiny, *STEPS), 143)
-    newest = newest_complete(str(tmp_path / "run"))
+    newest = RunFolder(tmp_path / "run").newest_complete()
     assert fault(newest) is None and f"{newest.name} is complete" in line
-    assert read_status(tmp_path / "run")["status"] == "stopped" and read_status(tmp_path / "run")["exit_status"] == 143
+    status = RunFolder(tmp_path / "run").status()
+    assert (status["status"], status["exit_status"]) == ("stopped", 143)
     goes_on_exactly(tiny, tmp_path, uninterrupted)
 
 
@@ -206,14 +209,14 @@ def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     slurm["PYTHON"] = sys.executable
     script = ["bash", "examples/slurm/one_node.sbatch", *tiny, "--training.max_steps", "30"]
     job = subprocess.Popen(script, cwd=ROOT, env=os.environ | slurm)
-    while not read_status(tmp_path / "run").get("step"):
+    while not RunFolder(tmp_path / "run").status().get("step"):
         assert job.poll() is None
         time.sleep(0.1)
     (launcher,) = psutil.Process(job.pid).children()
     launcher.send_signal(signal.SIGUSR1)
     assert job.wait() == 138 and (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
-    assert read_status(tmp_path / "run") == {"status": "done", "exit_status": 0, "step": 30}
+    assert RunFolder(tmp_path / "run").status() == {"status": "done", "exit_status": 0, "step": 30}
     # A job that has failed is not queued again; nor one that is done, which has ended with 0 as here.
     slurm["PYTHON"] = str(tmp_path / "failing")
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 1
@@ -223,7 +226,7 @@ def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
 def sharded(engine: str, *arguments: str, script: str = "train_grpo.py", status: int = 0) -> str:
     """The last line of two processes that divide a model; accelerate is patched to allow that on a CPU."""
     paths = f"{ROOT}/tests/shards_on_cpu:{ROOT}/.venv/deepspeed"  # the latter is that of `make faults`
-    command = [sys.executable, "-m", "harness.launch", "--config_file", f"recipes/launch/{engine}.yaml"]
+    command = [sys.executable, "-m", "harness", "launch", "--config_file", f"recipes/launch/{engine}.yaml"]
     command += ["--num_processes", "2", *script.split(), *arguments]
     environment = {**os.environ, "PYTHONPATH": paths}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -265,7 +268,7 @@ def test_divided_weights_that_overflow_are_not_saved(tiny, tmp_path, engine):
 @pytest.mark.parametrize("engine", ["ddp", *SHARDED])
 def test_two_gpus(tiny, tmp_path, engine):
     cuda = ["--training.use_cpu", "false", "--training.bf16", "true"]
-    command = [sys.executable, "-m", "harness.launch", "--config_file", f"recipes/launch/{engine}.yaml"]
+    command = [sys.executable, "-m", "harness", "launch", "--config_file", f"recipes/launch/{engine}.yaml"]
     command += ["--num_processes", "2"]
     stopped = subprocess.run([*command, "tests/break_it.py", "sigterm:backward@1", *tiny, *cuda], cwd=ROOT)
     assert stopped.returncode == 143

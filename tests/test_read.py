@@ -11,8 +11,8 @@ from conftest import tiny_arguments
 from trl import GRPOTrainer
 
 import train_grpo
-from harness import read
-from harness.exits import Stopped, UserError
+from harness.errors import Stopped, UserError
+from harness.tools import read
 
 KEPT = ["--training.log_completions", "true", "--training.num_completions_to_print", "0"]
 GROUP, SCORES = re.compile(r"^step (\d+), group (\d+) of 4 ─", re.MULTILINE), re.compile(r"\((total .*?)\)", re.DOTALL)
@@ -150,8 +150,8 @@ def test_what_cannot_be_read_is_one_line(run, tmp_path):
     rows = [  # what was kept, config.yaml, and what is said; None: is missing
         ("nothing", None, None, "no completions were kept; train with training.log_completions: true"),
         ("half a file", whole[:100], "training: {}", unreadable),
-        ("no config", whole, None, unreadable),
-        ("no yaml", whole, "a: [", unreadable),
+        ("no config", whole, None, "no run .no config.yaml.; name an output_dir that was trained into"),
+        ("no yaml", whole, "a: [", "its config.yaml is damaged; .*"),
     ]
     wrong = []
     for name, completions, config, words in rows:

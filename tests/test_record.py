@@ -10,8 +10,8 @@ from trl import GRPOTrainer
 
 import rewards
 import train_grpo
-from harness import merge
-from harness.record import difference
+from harness.run_folder import difference
+from harness.tools import merge
 
 
 def weights(folder) -> bytes:
@@ -57,7 +57,7 @@ def stopped(dead, tiny, tmp_path):
 
 def test_a_run_keeps_what_it_was_started_with(stopped, tmp_path):
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run["rows"] == 227 and len(run["data_sha256"]) == len(run["rewards_sha256"]) == 64
+    assert run["rows"] == 227 and len(run["data_sha256"]) == 64
     assert (tmp_path / "run/rewards.py").read_text() == (ROOT / "rewards.py").read_text()
 
 
@@ -142,7 +142,7 @@ def test_an_adapter_is_merged_first_with_the_command_that_is_printed(tiny, tmp_p
     train_grpo.main([*tiny, *lora])
     start = ["--model.pretrained_model_name_or_path"]
     message = refused([*tiny, *start, str(tmp_path / "lora")])
-    assert "is a LoRA adapter; merge it first: python -m harness.merge " in message
-    merge.main([message.split("harness.merge ")[1].split(";")[0]])
+    assert "is a LoRA adapter; merge it first: python -m harness merge " in message
+    merge.main([message.split("harness merge ")[1].split(";")[0]])
     train_grpo.main([*tiny, *start, f"{tmp_path}/lora-merged"])
     assert (tmp_path / "run/model.safetensors").exists() and torch.get_default_dtype() == torch.float32

@@ -13,10 +13,10 @@ from trl import GRPOTrainer
 
 import rewards
 import train_grpo
-from harness import rehearse
-from harness.exits import RunError, UserError
-from harness.footprint import moved_share
-from harness.rehearse import figures_file
+from harness.before import rehearse
+from harness.before.footprint import moved_share
+from harness.before.rehearse import figures_file
+from harness.errors import RunError, UserError
 from harness.settings import read_settings
 
 

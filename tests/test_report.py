@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 
 import rewards
 import train_grpo
-from harness import chat, compare
-from harness.exits import UserError
-from harness.loading import load_data
-from harness.report import log_line
+from harness.before.data import load_data
+from harness.during.progress import log_line
+from harness.errors import UserError
 from harness.settings import read_settings
+from harness.tools import chat, compare
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,9 @@ def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(run, t
 
 TWICE = """
 import sys
-import train_grpo, harness.report
-from harness.exits import exit_status
-harness.report.draw_curves = lambda *_: None
+import train_grpo, harness.after.report
+from harness.tools.end import exit_status
+harness.after.report.draw_curves = lambda *_: None
 sys.exit(exit_status(lambda: [train_grpo.main(sys.argv[1:] + more) for more in (["--rehearse", "--keep"], [])]))
 """
 
@@ -159,13 +159,12 @@ def test_two_processes_rehearse_and_report_once(tiny, tmp_path):
 
 
 def test_log_line():
-    args = SimpleNamespace(per_device_train_batch_size=16, world_size=1, gradient_accumulation_steps=4)
     state = SimpleNamespace(global_step=40, max_steps=1250)
     logs = {
         "reward": 1.5, "rewards/emoji_reward/mean": 1.25, "completions/mean_length": 100.0,
         "completions/mean_characters": 140.4, "completions/clipped_ratio": 0.0625, "kl": 0.0123, "step_time": 2.0,
     }  # fmt: skip
-    assert log_line(args, state, logs) == (
+    assert log_line(state, logs, 64) == (
         "step 40/1250  reward 1.50  emoji 1.25 | 100 tokens, 140 characters, 6% cut | KL 0.0123 | 3,200 tokens/s"
     )
 
@@ -178,7 +177,7 @@ def test_the_last_lines_are_commands_that_work_also_of_a_report_that_cannot_be_w
         raise OSError(28, "No space left on device")
 
     monkeypatch.chdir(tmp_path)  # from another folder than the project's
-    monkeypatch.setattr("harness.report.draw_curves", full)
+    monkeypatch.setattr("harness.after.report.draw_curves", full)
     train_grpo.main(tiny)
     said = capsys.readouterr().out
     assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
@@ -189,9 +188,9 @@ def test_the_last_lines_are_commands_that_work_also_of_a_report_that_cannot_be_w
     done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)
     assert done.returncode == 0 and "the last 20 steps" in done.stdout, done.stderr
     # The others without a new process, which costs ten times what they do: as the shell takes them apart.
-    start = shlex.split(compared.split(":", 1)[1])[:-2]  # PYTHONPATH=..., python, -m
+    start = shlex.split(compared.split(":", 1)[1])[:-2]  # PYTHONPATH=..., python, -m, harness
     command = shlex.split(talk.split(":", 1)[1])
-    assert command[:-1] == [*start, "harness.chat"]
+    assert command[:-1] == [*start, "chat"]
     monkeypatch.setattr("sys.stdin", io.StringIO("富士山の高さは?\n"))
     chat.main(command[-1:])
     assert "trained" in capsys.readouterr().out
@@ -221,13 +220,17 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine.png").stat().st_size > 10_000
 
 
-def test_compare_works_from_any_folder_and_has_help(tmp_path, capsys):
-    command = [sys.executable, ROOT / "harness/compare.py", str(tmp_path)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert f"error: {tmp_path}: holds no run" in result.stderr and "Traceback" not in result.stderr
-    with pytest.raises(SystemExit):
-        compare.main(["--help"])
-    assert "usage" in capsys.readouterr().out
+def test_a_tool_is_started_by_its_name():
+    starts = [  # arguments of python -m harness, its exit status, words of what it prints
+        (["compare", "nowhere"], 2, "error: nowhere: holds no run"),
+        (["compair", "nowhere"], 2, "error: compair: no such tool; there are chat, compare, "),
+        (["compare", "--help"], 0, "usage: "),
+        ([], 0, "python -m harness chat outputs/a"),
+    ]
+    for arguments, status, words in starts:
+        result = subprocess.run([sys.executable, "-m", "harness", *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == status and words in result.stdout + result.stderr, arguments
+        assert "Traceback" not in result.stderr
 
 
 def test_compare_names_a_folder_it_cannot_read(tmp_path):

@@ -1,7 +1,6 @@
 """A reward that breaks its contract stops the run before the optimizer step, and is named with row and value."""
 
 import asyncio
-import functools
 
 import numpy as np
 import pytest
@@ -9,9 +8,15 @@ import torch
 
 import rewards
 import train_grpo
-from harness.checkpoints import newest_complete
-from harness.exits import RunError, UserError
-from harness.rewarding import RewardError, checked, columns, flat_groups, reward_functions
+from harness.errors import RewardError, RunError, UserError
+from harness.reward import Reward, columns, flat_groups, reward_functions
+from harness.run_folder import RunFolder
+
+
+def checked(function, **settings):
+    """As TRL calls it."""
+    return Reward(function.__name__, 1, settings, function).for_trl()
+
 
 CALL = {"prompts": ["p0", "p1"], "completions": ["c0", "c1"], "log_metric": lambda *_: None}
 
@@ -26,7 +31,7 @@ def returning(value):
 def outcome(value):
     """What a reward that returns `value` comes to, or what is raised."""
     try:
-        return checked("my_reward", returning(value))(**CALL)
+        return checked(returning(value))(**CALL)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -67,14 +72,14 @@ def picky_reward(completions, answer, **kwargs):
 
 def test_a_raise_is_traced_to_its_row():
     with pytest.raises(RewardError, match=r"picky_reward: raised ZeroDivisionError.*row 1 .*'c1'"):
-        checked("picky_reward", picky_reward)(**CALL, answer=["x", ""])
+        checked(picky_reward)(**CALL, answer=["x", ""])
 
 
 def test_name_arguments_and_async_survive():
     async def slow_reward(completions, scale=1, **kwargs):
         return [scale, float("nan")]
 
-    reward = checked("slow_reward", functools.partial(slow_reward, scale=2))
+    reward = checked(slow_reward, scale=2)
     assert reward.__name__ == "slow_reward"
     with pytest.raises(RewardError, match="slow_reward: returned nan"):
         asyncio.run(reward(**CALL))
@@ -116,7 +121,7 @@ def test_poison_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeypatch,
     with pytest.raises(RunError, match=f"rewards.emoji_reward: {words}"):
         train_grpo.main([*tiny, "--training.save_steps", "1"])
     assert "RewardError" in (tmp_path / "run/error.log").read_text()
-    assert newest_complete(str(tmp_path / "run")).name == "checkpoint-2"
+    assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-2"
     assert not (tmp_path / "run/model.safetensors").exists()
 
 

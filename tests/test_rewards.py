@@ -98,7 +98,7 @@ def test_command_line_scores_a_text_without_importing_torch():
     assert scores["emoji_reward"] == "2"
     assert float(scores["length_reward"]) == pytest.approx(math.exp(-0.15 * 17), rel=1e-3)
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
-    assert "harness.rewarding" in imported and not {"torch", "trl", "transformers"} & imported
+    assert "harness.reward" in imported and not {"torch", "trl", "transformers"} & imported
 
 
 def test_command_line_scores_each_line_of_stdin_and_waits_for_an_async_reward(tmp_path):
@@ -110,7 +110,6 @@ def test_command_line_scores_each_line_of_stdin_and_waits_for_an_async_reward(tm
 
 def test_command_line_names_a_mistake(tmp_path):
     rows = [
-        ("def my_reward(completions): return [1.0]", "note: my_reward: takes no **kwargs"),
         ("def my_reward(completion, **kwargs): return [1.0]", "note: my_reward: has no parameter `completions`"),
         ("def my_reward(completions, **kwargs): return {}", "error: rewards.my_reward: returned the dict"),
         ("def my_reward(completions, **kwargs): 1 / 0", "error: rewards.my_reward: raised ZeroDivisionError"),

@@ -7,7 +7,8 @@ from conftest import ROOT
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from harness.settings import read_settings, training_arguments
+from harness.before.check import training_arguments
+from harness.settings import read_settings
 
 ARTICLE = {
     "num_generations": 8,
@@ -75,7 +76,7 @@ def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path)
         "length_reward": {"weight": 1, "target_length": 30, "alpha": 0.3},
     }
     assert settings.training["learning_rate"] == 2e-6 and settings.training["seed"] == 7
-    assert settings.given["training"]["seed"] == 7  # as a number, not as the command line's string
+    assert settings.sections()["training"]["seed"] == 7  # as a number, not as the command line's string
 
 
 def test_a_file_with_every_section_stands_alone(tmp_path):
@@ -88,7 +89,7 @@ def test_the_effective_settings_read_back_as_the_same(tmp_path):
     settings = read_settings(["--rewards.owner/some-model-v0.1.weight", "0.5", "--training.num_train_epochs", "2"])
     assert settings.rewards["owner/some-model-v0.1"] == {"weight": 0.5}  # a reward model's name may hold dots
     (tmp_path / "again.yaml").write_text(settings.as_yaml())
-    assert read_settings(["--config", str(tmp_path / "again.yaml")]).given == settings.given
+    assert read_settings(["--config", str(tmp_path / "again.yaml")]).sections() == settings.sections()
 
 
 def test_trackers_get_the_folders_name_and_a_project_of_ours_unless_set():
@@ -128,7 +129,7 @@ def test_a_value_of_the_command_line_is_of_its_keys_type():
     wrong = []
     for name, text, value in COMMAND_LINE:
         section, key = name.split(".")
-        got = read_settings([f"--{name}", text]).given[section][key]
+        got = read_settings([f"--{name}", text]).sections()[section][key]
         if (type(got), got) != (type(value), value):
             wrong.append((name, text, got))
     assert not wrong

@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import rewards
 import train_grpo
-from harness.exits import UserError
+from harness.errors import UserError
 
 WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 4}  # demo/config.yaml's
 

@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, refused
 
 import train_grpo
-from harness.exits import RunError
-from harness.verdict import alike, interval, verdict
-from harness.watch import Watch
+from harness.after.verdict import alike, interval, verdict
+from harness.during.watch import Watch
+from harness.errors import RunError
+from harness.reward import Reward
 
 
 def test_the_interval_is_that_of_the_textbook():
@@ -80,6 +82,10 @@ def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
     assert line == "hacked: emoji +1.00 (1.00 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
 
 
+def watching(**weights: float) -> Watch:
+    return Watch([Reward(name, weight, {}, None) for name, weight in weights.items()], torch.nn.Linear(1, 1))
+
+
 BEGAN = {"reward": 4.0, "kl": 0.0, "entropy": 1.0, "completions/clipped_ratio": 0.0, "frac_reward_zero_std": 0.0}
 BEGAN |= {"rewards/emoji/mean": 1.0}
 LOGS = [
@@ -97,7 +103,7 @@ LOGS = [
 def test_what_looks_wrong_in_a_log():
     wrong = []
     for change, times, words in LOGS:
-        watch = Watch({"emoji": 1})
+        watch = watching(emoji=1)
         seen = [watch._looks_wrong(logs) for logs in [BEGAN, *[BEGAN | change] * times]]
         found = [message for messages in seen for _, message in messages]
         if [words in message for message in found] != [True] if words else found:
@@ -151,7 +157,7 @@ def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsy
 
 
 def test_the_metric_of_best_yaml():
-    watch = Watch({"emoji": 1, "answer": 0})
+    watch = watching(emoji=1, answer=0)
     found = []
     for reward, canary in ((1, 0.8), (3, 0.76), (9, 0.7), (9, 0.6)):
         logs = {"eval_reward": reward, "eval_rewards/answer/mean": canary, "eval_rewards/emoji/mean": 0.0}

@@ -1,0 +1,36 @@
+"""Tools that are run beside a training run, or after it:
+
+python -m harness chat outputs/a                  # the base and the trained model side by side, with their scores
+python -m harness compare outputs/a outputs/b     # what runs reached, and how they differ
+python -m harness read outputs/a                  # completions as they were sampled
+python -m harness merge outputs/lora              # a LoRA run as a model of its own
+python -m harness launch --num_processes 8 train_grpo.py     # a run in several processes
+"""
+
+import sys
+from importlib import import_module
+
+from harness.errors import UserError
+from harness.tools.end import exit_status, go_offline_without_network
+
+IF_STOPPED = {
+    "chat": "the run is as it was",
+    "compare": "the runs are as they were",
+    "read": "the run is as it was",
+    "merge": "nothing was written",
+    "launch": "--resume goes on from the newest checkpoint, if there is one",
+}
+
+
+def main(name: str) -> None:
+    if name in ("-h", "--help", ""):
+        return print(__doc__.strip())
+    if name not in IF_STOPPED:
+        raise UserError(f"{name}: no such tool; there are {', '.join(IF_STOPPED)}")
+    import_module(f"harness.tools.{name}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    tool = sys.argv[1] if len(sys.argv) > 1 else ""
+    go_offline_without_network()
+    sys.exit(exit_status(lambda: main(tool), IF_STOPPED.get(tool, "nothing was begun")))

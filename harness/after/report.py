@@ -1,0 +1,170 @@
+"""Report: curves while a run goes on; samples, before/after and a model card once it is over.
+
+Nothing here may cost a run: curves take at most 0.5% of the time, and what cannot be written is a warning.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from trl import GRPOTrainer
+
+from harness.after.card import model_card
+from harness.after.curves import draw_curves
+from harness.after.samples import ask, rows_to_ask
+from harness.after.verdict import verdict
+from harness.before.plan import Plan
+from harness.during.watch import Watch, best_in_words
+from harness.errors import RunError
+from harness.files import write_whole
+from harness.reward import score_words
+from harness.run_folder import RunFolder
+from harness.settings import ROOT
+
+
+class Report(TrainerCallback, ExportableState):
+    """Writes reward_curves.png, samples.jsonl and README.md into `training.output_dir`.
+
+    The untrained policy is asked where training begins; `finish` is to be called after it, on every process.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, plan: Plan, watch: Watch, folder: RunFolder):
+        self.trainer, self.plan, self.watch, self.folder = trainer, plan, watch, folder
+        self.settings, self.rewards = plan.settings, plan.rewards
+        self.main = trainer.is_world_process_zero()
+        self.rows = rows_to_ask(plan.settings, plan.data.held_out)
+        known = {column for reward in plan.rewards for column in reward.columns}
+        self.samples = [  # the lines of samples.jsonl
+            {
+                "question": row["prompt"][-1]["content"],
+                "held_out": row["held_out"],
+                **{column: row[column] for column in sorted(known & set(row))},
+                "before": None,
+                "after": None,
+            }
+            for row in self.rows
+        ]
+        self.over = False
+        self.start = self.next_drawing = time.monotonic()
+        self.seconds = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run has to know of its first part; upstream keeps it in trainer_state.json."""
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Not earlier: FSDP puts the model on the GPUs only now. A resumed run has a trained policy here.
+        before = self._kept_before() if state.global_step else ask(self.trainer, self.rewards, self.rows)
+        self._fill("before", before or [None] * len(self.rows))
+        self.write()
+        self.start = time.monotonic() - state.stateful_callbacks["Report"]["attributes"]["seconds"]
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seconds = time.monotonic() - self.start
+        self._attempt(self._draw)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.write()
+
+    on_push_begin = on_save
+
+    def finish(self) -> None:
+        """Ask again, write everything, print how the run ended; raises RunError where nothing was learned."""
+        self._attempt(self._ask_again)
+        self.next_drawing = 0.0
+        self.write()
+        if self.main:
+            self._print_samples()
+            print("\n".join(self._last_lines()))
+        if self.watch.failure:
+            raise RunError(self.watch.failure)
+
+    def write(self) -> None:
+        """The curves, samples.jsonl and the model card as of now."""
+        for part in (self._write_samples, self._write_card, self._draw) if self.main else ():
+            self._attempt(part)
+
+    def _attempt(self, part) -> None:
+        try:
+            part()
+        except Exception as error:  # a report is never worth a run
+            message = f"the report is incomplete: {type(error).__name__}: {error}"
+            self.watch.warn(self.trainer.state, part.__name__, message)
+
+    def _kept_before(self) -> list[dict[str, Any]] | None:
+        lines = self.folder.samples() or []
+        same = [line["question"] for line in lines] == [sample["question"] for sample in self.samples]
+        return [line["before"] for line in lines] if same else None
+
+    def _fill(self, side: str, answers: list[dict[str, Any]]) -> None:
+        for sample, answered in zip(self.samples, answers, strict=True):
+            sample[side] = answered
+
+    def _ask_again(self) -> None:
+        self._fill("after", ask(self.trainer, self.rewards, self.rows))
+        self.over = True
+
+    def _draw(self) -> None:
+        begin, history = time.monotonic(), self.trainer.state.log_history
+        if not self.main or not history or begin <= self.next_drawing:
+            return
+        titles = {reward.logged: reward.title for reward in self.rewards}
+        weights = {reward.logged: reward.weight for reward in self.rewards}
+        draw_curves({"": history}, titles, self.folder.curves, weights)
+        self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
+
+    def _last_lines(self) -> list[str]:
+        """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
+        folder, state, python = self.folder, self.trainer.state, os.path.relpath(sys.executable)
+        tool = f"{'' if Path.cwd() == ROOT else f'PYTHONPATH={ROOT} '}{python} -m harness"
+        processes = self.trainer.args.world_size
+        start = python if processes == 1 else f"{tool} launch --num_processes {processes}"
+        model = f"{folder}-merged" if self.settings.lora else folder
+        best = best_in_words(self.trainer.args, state)
+        return [
+            f"the model:   {folder}{best and f', {best}'}",
+            *([f"merge it:    {tool} merge {folder}"] if self.settings.lora else []),
+            f"talk to it:  {tool} chat {folder}",
+            f"compare it:  {tool} compare {folder}",
+            f"go on:       {start} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder.settings_file} "
+            f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
+            *(f"warning: {warning}" for warning in self.watch.warnings.values()),
+            self._verdict(),
+        ]
+
+    def _verdict(self) -> str:
+        return verdict(self.samples, {reward.logged: reward.weight for reward in self.rewards})[1]
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The questions of the settings, and the first of those held out."""
+        return self.samples[: len(self.settings.samples.questions) + self.settings.samples.shown]
+
+    def _write_samples(self) -> None:
+        self.folder.write_samples(self.samples)
+
+    def _print_samples(self) -> None:
+        table = Table(title="Before and after", show_lines=True)
+        for side in ("question", "before", "after"):
+            table.add_column(side, overflow="fold")
+        for sample in self._shown() if self.over else ():
+            sides = (sample["before"], sample["after"])
+            cells = [f"{side['completion']}\n{score_words(side['rewards'])}" if side else "–" for side in sides]
+            table.add_row(sample["question"] + ("\n(held out)" if sample["held_out"] else ""), *cells)
+        Console(highlight=False, markup=False).print(table)
+
+    def _write_card(self) -> None:
+        status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
+        if self.over:
+            asked = sum(sample["held_out"] for sample in self.samples)
+            status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
+        if self.watch.failure:
+            status = f"**Failed: {self.watch.failure}.** {status}"
+        warnings = list(self.watch.warnings.values())
+        card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status)
+        write_whole(self.folder.card, str(card))

@@ -1,0 +1,195 @@
+"""Check: what can go wrong goes wrong here, in seconds and in one line; then the plan of the run is printed."""
+
+import math
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from peft import LoraConfig
+from transformers import AutoConfig, GenerationConfig, TrainerState
+from transformers.integrations import get_reporting_integration_callbacks
+from trl import GRPOConfig
+
+from harness.before.footprint import LOW_BIT
+from harness.before.plan import Plan
+from harness.before.policy import Policy, loading_problem
+from harness.before.resume import check_same_run
+from harness.errors import RewardError, UserError, one_line
+from harness.processes import first_decides
+from harness.run_folder import RunFolder
+from harness.settings import Settings
+
+GUARDED = "reward_while_canaries_hold"  # what harness.during.watch adds for training.metric_for_best_model
+
+
+def check_machine(settings: Settings) -> None:
+    """Can these settings run on this machine at all? Raises UserError."""
+    training = settings.training
+    if training.get("bf16") and training.get("fp16"):  # as GRPOConfig would, from which --check takes both
+        raise settings.error("training.fp16", "cannot be true together with bf16; set one of them to false")
+    if settings.model.get("quantization_config") and settings.lora is None:
+        raise settings.error("model.quantization_config", "quantized weights are not trained; use recipes/qlora.yaml")
+    if settings.options.check and not training.get("use_cpu") and not torch.cuda.is_available():
+        return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
+    if training.get("use_vllm") and find_spec("vllm") is None:
+        raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
+    if settings.model.get("quantization_config") and find_spec("bitsandbytes") is None:
+        problem = "bitsandbytes is not installed; run `make gpu`, or leave quantization_config out"
+        raise settings.error("model.quantization_config", problem)
+    if training.get("optim") in LOW_BIT and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise settings.error("training.optim", "torchao compiles it, and there is no C compiler here; install gcc")
+    if training.get("use_cpu"):
+        return
+    if not torch.cuda.is_available():
+        raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
+    if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
+        all_of_them = f"all of them with `python -m harness launch --num_processes {count} train_grpo.py`"
+        one = "one with CUDA_VISIBLE_DEVICES=0"
+        raise UserError(f"machine: {count} GPUs are visible to plain python; use {all_of_them}, or {one}")
+    no_bf16 = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
+    if not no_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
+        raise settings.error("training.bf16", f"{problem} (with model.dtype: float32, or LoRA)")
+
+
+def training_arguments(settings: Settings, resume: bool | str = False) -> tuple[GRPOConfig, LoraConfig | None]:
+    """GRPOConfig, and LoraConfig where there is LoRA; raises UserError with what they say against the settings."""
+    elsewhere = ("revision", "subfolder", "token", "cache_dir")
+    training: dict[str, Any] = {
+        "run_name": Path(settings.training["output_dir"]).name,  # this and project are for trackers
+        "project": "train-grpo",
+        **settings.training,
+        "trust_remote_code": settings.model.get("trust_remote_code", False),
+        # For the reference model, which TRL loads by the policy's name.
+        "model_init_kwargs": {key: settings.model[key] for key in elsewhere if key in settings.model} or None,
+    }
+    if resume:
+        training["eval_on_start"] = False  # done before the stop
+    if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
+        training |= {"use_cpu": True, "bf16": False, "fp16": False}
+    arguments = _built(settings, "training", GRPOConfig, training)
+    return arguments, settings.lora and _built(settings, "lora", LoraConfig, settings.lora)
+
+
+def check_run(plan: Plan, folder: RunFolder, resume: bool | str) -> Plan:
+    """Check what needs the arguments, the data and the model's shape; returns the plan, once it has been printed.
+
+    Raises UserError.
+    """
+    if resume:
+        check_same_run(plan, folder)
+    check_services(plan.settings, plan.args)
+    check_generation(plan.settings, plan.policy)
+    check_lengths(plan)
+    check_rewards(plan)
+    if plan.args.process_index == 0:
+        plan.show()
+    if not plan.settings.options.rehearse:
+        first_decides(lambda: check_output(plan, folder, resume))
+    return plan
+
+
+def check_services(settings: Settings, args: GRPOConfig) -> None:
+    """Trackers and the Hub, where they are asked for; raises UserError."""
+    os.environ.setdefault("WANDB_PROJECT", args.project)
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except Exception as error:  # ValueError: unknown; RuntimeError: the tracker's package is not installed
+        raise settings.error("training.report_to", f"{one_line(error)}; install it, or set none") from error
+    if args.push_to_hub:
+        try:
+            HfApi(token=args.hub_token).whoami()
+        except Exception as error:  # no network, no token, a wrong token
+            problem = f"the Hub does not let you in ({type(error).__name__}); run `hf auth login`, or set it to false"
+            raise settings.error("training.push_to_hub", problem) from error
+
+
+def check_generation(settings: Settings, policy: Policy) -> None:
+    """What upstream would ignore, what contradicts a setting, and what casts the weights; raises UserError."""
+    continuous, training = "use_transformers_continuous_batching", settings.training
+    casts = training.get(continuous) and training.get("bf16") is not False and not training.get("fp16")
+    if casts and (settings.lora or policy.dtype() != torch.bfloat16):
+        problem = "with bf16 it casts the weights that are trained, or LoRA's, from float32 to bfloat16 for good"
+        raise settings.error(f"training.{continuous}", f"{problem}; use it with model.dtype: bfloat16 and without LoRA")
+    for key in settings.training.get("generation_kwargs") or {}:
+        where = f"training.generation_kwargs.{key}"
+        if key in GRPOConfig.__dataclass_fields__:
+            raise settings.error(where, f"is a setting of its own; write training.{key} instead")
+        if not settings.training.get("use_vllm") and key not in vars(GenerationConfig()):  # vLLM knows others
+            raise settings.error(where, "unknown to transformers.GenerationConfig; fix or remove it")
+
+
+def check_lengths(plan: Plan) -> None:
+    """Enough prompts for a first step, something to ask and evaluate by, room in the context; raises UserError."""
+    settings, args, data = plan.settings, plan.args, plan.data
+    if len(data.train) < (needed := plan.prompts_a_batch):
+        problem = f"one generation batch takes {needed} prompts (generation_batch_size / num_generations), so nothing "
+        remedy = "use more data, smaller batches, or a smaller samples.held_out"
+        raise UserError(f"dataset: {data.in_words()}; {problem}would be trained; {remedy}")
+    if args.eval_strategy != "no" and not data.held_out:
+        raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
+    if args.eval_on_start and args.eval_strategy == "no":
+        raise settings.error("training.eval_on_start", "needs training.eval_strategy; set both or neither")
+    if not all(map(str.strip, settings.samples.questions)):
+        raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
+    metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
+    if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
+        problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
+        raise settings.error("training.metric_for_best_model", problem)
+    context = getattr(plan.policy.config.get_text_config(), "max_position_embeddings", math.inf)  # ALiBi has no limit
+    if (prompt := int(data.lengths.max())) + args.max_completion_length > context:
+        problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
+        raise settings.error("training.max_completion_length", f"{problem}context of {context}; lower it")
+
+
+def check_rewards(plan: Plan) -> None:
+    """Call each reward function once, on two completions of a real row; raises UserError."""
+    row = plan.data.train[0]
+    others = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
+    completions = [[{"role": "assistant", "content": text}] for text in ("", "Yes: 42 ✨")]
+    for reward in plan.rewards:
+        where = f"rewards.{reward.name}"
+        if reward.function is None:
+            try:
+                AutoConfig.from_pretrained(reward.name, trust_remote_code=False)
+            except Exception as error:  # as in load_policy
+                raise plan.settings.error(where, loading_problem(reward.name, error)) from error
+            continue
+        if taken := sorted(set(reward.settings) & set(row)):
+            problem = "the data have a column of this name, which TRL would pass instead; rename one of the two"
+            raise plan.settings.error(f"{where}.{taken[0]}", f"{problem} (prompts.rename)")
+        try:
+            reward.score([row["prompt"]] * 2, completions, others, TrainerState())
+        except RewardError as error:
+            raise UserError(str(error)) from error
+
+
+def check_output(plan: Plan, run: RunFolder, resume: bool | str) -> None:
+    """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
+    folder, key, error = run.path.absolute(), "training.output_dir", plan.settings.error
+    if (run.checkpoints() or run.state_file.exists()) and not resume:
+        problem = f"{run} already holds a run, which is never overwritten; go on with it by --resume, remove "
+        raise error(key, f"{problem}the folder, or choose another with --training.output_dir")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise error(key, f"{run} cannot be written (no folder to write to: {there}); choose another")
+    if (free := shutil.disk_usage(there).free) < plan.disk:
+        problem = f"{plan.disk / 1e6:,.0f} MB are needed for the model and its checkpoints"
+        raise error(key, f"{problem}, {free / 1e6:,.0f} MB are free in {folder}; free some, or lower save_total_limit")
+
+
+def _built(settings: Settings, section: str, kind: type, values: dict[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
+        message = one_line(error).rstrip(".")
+        named = {key: message.find(key) for key in values if key in message and f"{section}.{key}" in settings.places}
+        named |= {key: 0 for key, value in values.items() if isinstance(value, str) and message.startswith(value)}
+        if named:  # by the first one in the message
+            raise settings.error(f"{section}.{min(named, key=named.get)}", f"{message}; fix the value") from error
+        raise UserError(f"{section}: {message}; fix the value") from error

@@ -1,0 +1,185 @@
+"""Data: the rows of the data set become prompts, to train on and to hold out; what becomes of each row is counted."""
+
+import difflib
+import functools
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from datasets import Dataset, IterableDataset, load_dataset
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from trl import GRPOConfig
+
+from harness.before.policy import loading_problem
+from harness.reward import PASSED
+from harness.settings import Settings
+
+# Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
+RESERVED = PASSED | {"completion", "tools", "image", "images", "environment", "environments"}
+RESERVED |= {"held_out", "prompt_length", "prompt_hash"}
+USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
+
+
+@dataclass
+class Data:
+    """Rows with a column `prompt` of chat messages: to train on, and never trained on; and what became of each row."""
+
+    train: Dataset
+    held_out: Dataset
+    counts: dict[str, int]
+    lengths: np.ndarray  # tokens of each prompt to train on
+
+    def in_words(self) -> str:
+        """`291 read: 283 to train on, 8 held out`, and what else there was."""
+        some = [f"{count:,} {what}" for what, count in self.counts.items() if count or what == "held out"]
+        return f"{some[0]}: {', '.join(some[1:])}"
+
+    def sha256(self) -> str:
+        """Of the rows trained on, in their order."""
+        digest = hashlib.sha256()
+        for batch in self.train.iter(1000):
+            digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+
+def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """Load `dataset`, make `prompts` of it with the policy's chat template, hold `samples.held_out` rows out.
+
+    At most a quarter of the questions is held out. A prompt over `prompts.max_length` tokens, the template and its
+    generation prompt included, is dropped. So is each further row with a question that is held out.
+    """
+    prompts, template = settings.prompts, settings.training.get("chat_template_kwargs") or {}
+    rows = _with_question_column(settings, _load_rows(settings))
+    if taken := sorted(RESERVED & set(rows.column_names) - {prompts.column}):
+        print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
+        rows = rows.remove_columns(taken)
+
+    def add_prompts(batch: dict[str, list]) -> dict[str, list]:
+        messages = [as_messages(question, prompts.system) for question in batch[prompts.column]]
+        asked = [conversation for conversation in messages if conversation]
+        lengths = iter(token_counts(asked, tokenizer, template) if asked else [])
+        return {
+            "prompt": messages,
+            "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
+            "prompt_hash": [xxhash.xxh64_intdigest(repr(conversation).encode()) >> 1 for conversation in messages],
+        }
+
+    rows = rows.map(add_prompts, batched=True, desc="Chat template")
+    lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
+    empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
+    if empty.all() or (empty.any() and not prompts.drop_empty):
+        first = [int(i) for i in empty.nonzero()[0][:5]]
+        held = f"rows {', '.join(map(str, first))}; row {first[0]} holds {str(rows[first[0]][prompts.column])[:60]!r}"
+        problem = (
+            f"{empty.sum()} of {len(rows):,} rows hold no question ({held}), neither text nor messages with role and "
+            "content; fix the data, or drop these rows with prompts.drop_empty: true"
+        )
+        raise settings.error("prompts.column", problem)
+    kept = (~empty & ~too_long).nonzero()[0]
+    if not len(kept):
+        shortest = f"the shortest of {len(rows):,} has {lengths[~empty].min()} tokens after the chat template"
+        problem = f"no prompt is left; {shortest}, {prompts.max_length} are allowed; raise it"
+        raise settings.error("prompts.max_length", problem)
+    firsts = kept[np.sort(np.unique(hashes[kept], return_index=True)[1])]  # of rows with the same question
+    seed = settings.training.get("seed", GRPOConfig.seed)
+    held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts) // 4))
+    known = np.isin(hashes[kept], hashes[held_out])
+    different = kept[~known]
+    once = np.setdiff1d(firsts, held_out)
+    trained = once if prompts.drop_duplicates else different
+    counts = {
+        "read": len(rows),
+        "to train on": len(trained),
+        "held out": len(held_out),
+        "empty (dropped)": int(empty.sum()),
+        "too long (dropped)": int(too_long.sum()),
+        "the same as a held-out one (dropped)": int(known.sum()) - len(held_out),
+        f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": len(different) - len(once),
+    }
+    usable = rows.remove_columns([*{"prompt_length", "prompt_hash"} | RESERVED & {prompts.column}])
+    return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
+
+
+def token_counts(
+    conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
+) -> list[int]:
+    """How many tokens the chat template makes of each, its generation prompt included."""
+    made = functools.partial(tokenizer.apply_chat_template, conversations, **template | {"add_generation_prompt": True})
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return [*map(len, made()["input_ids"])]
+    texts = made(tokenize=False)
+    tokenizer(texts[0], add_special_tokens=False)  # for its side effect: it resets the truncation of tokenizer.json
+    # Upstream spends half of its time on offsets and lists of ids, which nobody needs here.
+    return [*map(len, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))]
+
+
+def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
+    """`rows`, renamed as prompts.rename says; raises UserError where they have no prompts.column then."""
+    prompts, names = settings.prompts, rows.column_names
+    for old, new in (prompts.rename or {}).items():
+        if old not in names or new in names or list(prompts.rename.values()).count(new) > 1:
+            problem = f"there is a column {new!r} already" if old in names else f"there is no column {old!r}"
+            raise settings.error(f"prompts.rename.{old}", f"{problem}; the data have {', '.join(names)}; fix the name")
+    rows = rows.rename_columns(prompts.rename or {})
+    if prompts.column not in rows.column_names:
+        near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
+        likely = near + [name for name in USUAL if name in rows.column_names]
+        hint = f"did you mean {likely[0]}?" if likely else "choose one of them"
+        if len(rows.column_names) == 1 and any(mark in rows.column_names[0] for mark in ";\t|，"):
+            hint = "its columns are not separated by commas; set dataset.delimiter"
+        problem = f"there is no column {prompts.column!r}; the data have {', '.join(rows.column_names)}; {hint}"
+        raise settings.error("prompts.column", problem)
+    if isinstance(first := rows[0][prompts.column], list) and first and _role(first[-1]) == "assistant":
+        print("note: the data are conversations; where the last turn is the assistant's, it is cut off")
+    return rows
+
+
+def as_messages(question: Any, system: str | None) -> list[dict[str, str]]:
+    """A question, or a conversation up to its last turn that is not the assistant's, as chat messages; [] for none."""
+    if isinstance(question, str):
+        messages = [{"role": "user", "content": question}] if question.strip() else []
+    else:
+        turns = question if isinstance(question, list) else []
+        turns = turns[:-1] if turns and _role(turns[-1]) == "assistant" else turns
+        texts = all(_role(turn) and isinstance(turn.get("content"), str) and turn["content"].strip() for turn in turns)
+        messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns] if texts else []
+    has_system = not messages or messages[0]["role"] == "system"
+    return messages if has_system or not system else [{"role": "system", "content": system}, *messages]
+
+
+def _role(turn: Any) -> str | None:
+    return turn.get("role") if isinstance(turn, dict) else None
+
+
+def _load_rows(settings: Settings) -> Dataset:
+    source, limit = settings.dataset, settings.prompts.limit
+    if source.get("streaming") and limit is None:
+        raise settings.error("prompts.limit", "streaming has to know where to stop; give a number of rows")
+    try:
+        rows = load_dataset(**source)
+        if isinstance(rows, IterableDataset):
+            rows = Dataset.from_list(list(rows.take(limit)), features=rows.features)
+        if isinstance(rows, Dataset) and len(rows):
+            rows[0]  # a file in another encoding is not noticed before it is read
+    except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each raise kinds of their own
+        if "corresponds to no data" in str(error):
+            raise settings.error("dataset", "the data have no rows; choose another file or split") from error
+        if "split" in str(error):  # Unknown split "trian". Should be one of ['train'].
+            hint = "streaming takes no slices, use prompts.limit" if source.get("streaming") else "fix it"
+            raise settings.error("dataset.split", f"{error}; {hint}") from error
+        files = source.get("data_files") and "dataset.data_files" in settings.places
+        key = "dataset.data_files" if files else "dataset.path"
+        raise settings.error(
+            key, loading_problem(str(source.get("data_files") or source.get("path")), error)
+        ) from error
+    if isinstance(rows, dict):
+        if len(rows) > 1:
+            raise settings.error("dataset.split", f"none given; choose one of {', '.join(rows)}")
+        (rows,) = rows.values()
+    if not len(rows):
+        raise settings.error("dataset.path", "the data have no rows; choose another file or split")
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))

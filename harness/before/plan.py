@@ -1,0 +1,110 @@
+"""Plan: what a run will come to, calculated once, before it: steps, memory, disk, and what is doubtful about it."""
+
+import math
+import os
+
+import torch
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from trl import GRPOConfig
+
+from harness.before.data import Data
+from harness.before.footprint import GB, footprint, moved_share, rounded_away, sharding, stochastic_rounding
+from harness.before.policy import Policy
+from harness.processes import ENDS
+from harness.reward import Reward
+from harness.settings import Settings
+
+
+class Plan:
+    """What a run is made of, and what it will come to, as far as that can be calculated.
+
+    `steps`, `calls`: optimizer steps; generation calls, each of `prompts_a_batch` prompts. `completions_a_step`: of one
+    optimizer step, in all processes. `memory`, `disk`: estimated bytes on each GPU, by part; and of what the run
+    leaves. `doubts`: why it will probably learn nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        args: GRPOConfig,
+        lora: LoraConfig | None,
+        policy: Policy,
+        data: Data,
+        rewards: list[Reward],
+    ):
+        self.settings, self.args, self.lora = settings, args, lora
+        self.policy, self.data, self.rewards = policy, data, rewards
+        steps_per_call = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+        self.prompts_a_batch = args.generation_batch_size // args.num_generations
+        self.completions_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epoch = len(data.train) // self.prompts_a_batch * steps_per_call
+        self.steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+        self.calls = math.ceil(self.steps / steps_per_call)
+        self.parameters, self.trainable, self.memory, self.disk = footprint(settings, policy, args, lora)
+        self.doubts = self._doubts()
+
+    def show(self) -> None:
+        """Print it as a table that a person reads in ten seconds."""
+        args, model = self.args, self.settings.model
+        group, sampled, per_step = args.num_generations, args.generation_batch_size, self.completions_a_step
+        trained = "all trained" if self.trainable == self.parameters else f"{self.trainable:,} trained by LoRA"
+        name, dtype = model["pretrained_model_name_or_path"], model.get("dtype") or "auto"
+        attention = self.policy.keywords["attn_implementation"] or "sdpa, where the model has it"
+        by = f", {per_step // args.world_size} in each of {args.world_size} processes" if args.world_size > 1 else ""
+        template = (args.chat_template_kwargs or {}) | {"add_generation_prompt": True, "tokenize": False}
+        first = self.policy.tokenizer.apply_chat_template(self.data.train[0]["prompt"], **template)
+        rows = [
+            ("model", f"{name}: {self.parameters:,} parameters, {trained}, {dtype}"),
+            ("attention", f"{attention}{self.policy.fallback and f' ({self.policy.fallback})'}"),
+            ("prompts", self.data.in_words()),
+            ("first prompt", first),
+            ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions{by}"),
+            ("the run", f"{self.steps:,} optimizer steps, {self.calls:,} generation calls of {sampled}"),
+            ("", f"at most {self.calls * sampled * args.max_completion_length:,} generated tokens"),
+        ]
+        for i, reward in enumerate(self.rewards):
+            rows.append(("" if i else "rewards", f"{reward.weight:g} x {reward}"))
+        rows.append(("", "each function was called once to check it, on two completions"))
+        total = sum(self.memory.values())
+        parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in self.memory.items() if value >= 0.05 * GB)
+        rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
+        rows += [("", line) for line in self._fit(total)]
+        rows.append(("disk", f"{self.disk / GB:.1f} GB in {args.output_dir}"))
+        rows += [("", f"warning: {doubt}") for doubt in self.doubts]
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, line in rows:
+            table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
+        Console().print(table)
+
+    def _doubts(self) -> list[str]:
+        """Settings that run, and probably learn nothing."""
+        args, dtype, doubts = self.args, self.policy.dtype(), []
+        if self.lora and (rate := args.learning_rate) < 1e-5:
+            doubts.append(f"learning_rate {rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml")
+        if args.sync_ref_model and not args.beta:
+            doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
+        if not self.lora and dtype != torch.float32 and not stochastic_rounding(args) and not any(sharding(args)):
+            spread = getattr(self.policy.config, "initializer_range", 0.02)  # of the weights when their training began
+            drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread
+            if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
+                doubts.append(rounded_away(share))
+        if "TORCHELASTIC_RUN_ID" in os.environ and not {ENDS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"} & set(os.environ):
+            doubts.append("this launcher kills a run 30 s after a signal; use python -m harness launch in its place")
+        if args.save_strategy == "no":
+            doubts.append("save_strategy is no: a run that is stopped has lost everything")
+        return doubts
+
+    def _fit(self, needed: float) -> list[str]:
+        if self.settings.training.get("use_cpu"):
+            return []
+        if not torch.cuda.is_available():
+            fits = {size: "fits" if needed < 0.95 * size * GB else "too small" for size in (16, 24, 40, 80, 141)}
+            return ["GPUs: " + ", ".join(f"{size} GB {words}" for size, words in fits.items())]
+        has = torch.cuda.get_device_properties(0).total_memory
+        if needed < 0.95 * has:
+            return [f"the GPU has {has / GB:.0f} GB"]
+        remedy = "see what fits with --rehearse --fit, or use recipes/lora.yaml"
+        return [f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"]

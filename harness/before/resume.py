@@ -1,0 +1,110 @@
+"""Resume: whether a run goes on, from which checkpoint, and with nothing that would change what it trains."""
+
+import sys
+from pathlib import Path
+
+from harness.before.plan import Plan
+from harness.errors import UserError
+from harness.reward import source
+from harness.run_folder import RunFolder, difference, flat
+from harness.settings import Settings, versions
+
+# What may differ between a run and its continuation; everything else changes what is trained, even how often it is
+# evaluated, as that uses up random numbers of the training.
+FREE = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
+FREE += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
+LONGER = ("training.max_steps", "training.num_train_epochs")
+
+
+def whether_to_resume(settings: Settings, folder: RunFolder) -> bool | str:
+    """What --resume comes to, once the settings are the run's; raises UserError where they are not.
+
+    `auto` is False where there is no checkpoint, and ends the program where the run is done.
+    """
+    resume = settings.options.resume
+    if resume == "auto" and not folder.checkpoints() and folder.status().get("status") != "done":
+        return False
+    if resume and not folder.settings_file.exists():
+        raise UserError(f"--resume: {folder} holds no run to resume (no config.yaml); leave --resume out")
+    if resume:
+        check_same_settings(settings, folder)
+    if resume == "auto" and folder.status().get("status") == "done":
+        print(f"{folder}: this run is done")
+        sys.exit()
+    return resume
+
+
+def check_same_settings(settings: Settings, folder: RunFolder) -> None:
+    """Refuse to go on with settings that change what is trained; raises UserError with old and new values."""
+    old, new = flat(folder.settings()), flat(settings.sections())
+    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE)]
+    if not differ:
+        return
+    changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
+    more = {key: (new.get(key) or 0) - (old.get(key) or 0) for key in differ if key in LONGER}
+    if len(more) == len(differ) and min(more.values()) > 0:
+        raise UserError(
+            f"--resume: {changes}: a run is not made longer; finish it, and start another from it: "
+            f"--config {folder.settings_file} --model.pretrained_model_name_or_path {folder} "
+            f"--training.output_dir {folder}-more{''.join(f' --{key} {steps}' for key, steps in more.items())}"
+        )
+    raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
+
+
+def check_same_run(plan: Plan, folder: RunFolder) -> None:
+    """Refuse to go on with another rewards.py, other rows or another number of processes; raises UserError."""
+    args, data = plan.args, plan.data
+    try:
+        run, old = folder.run(), folder.rewards_file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        problem = f"its run.json or rewards.py is missing or damaged ({error}); start a new run"
+        raise UserError(f"{folder}: {problem}") from error
+    if (then := run.get("processes", args.world_size)) != args.world_size:
+        now, was = plan.completions_a_step, run["step_completions"]
+        how = f"python -m harness launch --num_processes {then} train_grpo.py" if then > 1 else "python train_grpo.py"
+        equal = args.gradient_accumulation_steps * was / now
+        new = f" with --training.gradient_accumulation_steps {equal:g}, which keeps them" if equal.is_integer() else ""
+        raise UserError(
+            f"--resume: number of processes {then} -> {args.world_size}, completions a step {was} -> {now}; go on with "
+            f"{how}, or start a new run{new}"
+        )
+    if old != source():
+        back = f"put it back with: cp {folder.rewards_file} rewards.py, or start a new run"
+        raise UserError(f"--resume: rewards.py is not the run's: {difference(old, source())}; {back}")
+    if data.sha256() != run["data_sha256"]:
+        rows = f"{run['rows']:,} rows then, {len(data.train):,} now"
+        raise UserError(f"--resume: the data are not the run's ({rows}); put them back, or start a new run")
+
+
+def record(plan: Plan, folder: RunFolder) -> None:
+    """Keep in `folder` what check_same_run asks for, the rewards' titles for pictures, and the versions."""
+    run = {"rows": len(plan.data.train), "data_sha256": plan.data.sha256(), "processes": plan.args.world_size}
+    run |= {"step_completions": plan.completions_a_step, "titles": {r.logged: r.title for r in plan.rewards}}
+    folder.record(plan.settings.as_yaml(), source(), run | versions())
+
+
+def starting_checkpoint(folder: RunFolder, resume: bool | str) -> Path | None:
+    """The newest complete checkpoint, where a run is to go on; with `auto` None, and the run starts anew, if none is.
+
+    Otherwise raises UserError.
+    """
+    if not resume:
+        return None
+    tried = len(folder.checkpoints())
+    newest = folder.newest_complete()
+    if newest or resume == "auto":
+        return newest
+    if not tried:
+        raise UserError(f"--resume: the run in {folder} had saved no checkpoint yet; run it again without --resume")
+    raise UserError(
+        f"training.output_dir: {folder} has no complete checkpoint ({tried} tried) to resume from; "
+        "start anew without --resume in another folder"
+    )
+
+
+def note_other_rewards(settings: Settings) -> None:
+    """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
+    for file in settings.options.config:
+        theirs = file.with_name("rewards.py")
+        if theirs.exists() and (old := theirs.read_text(encoding="utf-8")) != source():
+            print(f"warning: rewards.py is not the one that {file} was run with: {difference(old, source())}")

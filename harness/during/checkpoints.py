@@ -1,0 +1,142 @@
+"""Checkpoints: all that keeps a run resumable, in one callback, so that the order of callbacks cannot break it."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from harness.during.stop import stop
+from harness.during.trainer import Trainer, total_norm
+from harness.errors import RunError, Stopped, in_short
+from harness.files import MANIFEST, seal
+from harness.run_folder import RunFolder
+
+DISK_FULL = ("No space left", "Disk quota", "unexpected pos", "PytorchStreamWriter")  # the last two are torch.save's
+FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: after 20 in a row it will not find a scale
+
+
+class Checkpoints(TrainerCallback):
+    """Stops, saves and seals; a resumed run goes on where it was.
+
+    A step whose gradient is not finite is not taken. After a signal the optimizer step is finished, a checkpoint saved,
+    and Stopped raised. Each checkpoint gets its manifest, hashed in the background; only then those over
+    `save_total_limit` are deleted.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, resumed_from: Path | None):
+        self.trainer, self.folder, self.resumed_from = trainer, folder, resumed_from
+        self.sealing = ThreadPoolExecutor(1)
+        self.sealed: Future | None = None
+        self.saved = 0  # the step of the newest checkpoint that is written whole
+        self.skipped = 0
+        self.uploads: list[Future] = []
+        self.stopped_by = 0  # the signal after which all processes stop
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        # Upstream would delete older checkpoints before the new one is sealed.
+        self.limit, args.save_total_limit = args.save_total_limit, None
+        if self.resumed_from is None:
+            return
+        self.trainer.load_extras(self.resumed_from)
+        if args.shuffle_dataset:
+            batches = train_dataloader.batch_sampler
+            sampler = getattr(batches, "batch_sampler", batches).sampler  # inside, where there are several processes
+            for _ in range(int(state.epoch)):  # each epoch draws its order from the same generator
+                torch.randperm(len(self.trainer.train_dataset), generator=sampler.generator)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        norm = total_norm(weight.grad for weight in model.parameters() if weight.grad is not None)
+        self.skipped = 0 if norm.isfinite() else self.skipped + 1
+        if self.skipped > (FP16_SKIPS if args.fp16 else 0):
+            raise RunError(
+                f"step {state.global_step + 1}: the gradient norm is {float(norm):g}; the step was not taken; go on "
+                "with --resume, or start anew with a lower training.learning_rate"
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        signal = torch.tensor(stop.number or 0, device=args.device)
+        if args.world_size > 1:  # all processes have to stop after the same step
+            torch.distributed.all_reduce(signal, torch.distributed.ReduceOp.MAX)
+        if signal:
+            self.stopped_by = int(signal)
+            args.push_to_hub = False  # what is unfinished stays here
+            control.should_save = control.should_training_stop = True
+        control.should_log |= control.should_save  # else what is not logged yet would be lost on resume
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.folder.write_status("running", step=state.global_step)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save &= self.saved != state.global_step  # a stop in the epoch's last step has saved it
+
+    def on_save(self, args, state, control, **kwargs):
+        if not args.save_only_model:
+            self.trainer.save_extras(self.folder.checkpoint(state.global_step))
+        args.distributed_state.wait_for_everyone()  # each process saves its own random state
+        self.saved = state.global_step
+        if state.is_world_process_zero:
+            if self.sealed:
+                self.sealed.result()
+            self.sealed = self.sealing.submit(self._seal, self.saved, state.best_model_checkpoint)
+            self._report_lost_uploads()
+        if stop.number and args.world_size == 1:  # it came while saving, so there is nothing more to finish
+            self.stopped_by, control.should_training_stop = stop.number, True
+
+    def _seal(self, step: int, best: str | None) -> None:
+        seal(self.folder.checkpoint(step))
+        for old in self.folder.checkpoints()[: -self.limit] if self.limit else ():
+            if best is None or old.name != Path(best).name:
+                shutil.rmtree(old)
+
+    def _report_lost_uploads(self) -> None:
+        """An upload in mid-run goes on in the background; upstream says nothing of one that fails."""
+        for job in getattr(self.trainer.push_in_progress, "jobs", []) if self.trainer.args.push_to_hub else ():
+            if job not in self.uploads:
+                self.uploads.append(job)
+                job.add_done_callback(_report_lost_upload)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.sealed:
+            self.sealed.result()
+        args.distributed_state.wait_for_everyone()  # when one process has ended, its launcher ends the others
+        if self.stopped_by:  # a signal that came after the last step stops nothing: the model is about to be saved
+            on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
+            raise Stopped(self.stopped_by, f"checkpoint-{self.saved} is complete; {on}")
+
+    @contextmanager
+    def full_disk_reported(self) -> Iterator[None]:
+        """To be put around training and saving."""
+        if self.trainer.model.config.tie_word_embeddings:  # lm_head.weight is in no checkpoint, and nothing is wrong
+            upstream = logging.getLogger("transformers.trainer")
+            upstream.addFilter(lambda record: "['lm_head.weight']" not in record.getMessage())
+        try:
+            yield
+        except Exception as error:
+            if not any(words in str(error) for words in DISK_FULL):
+                raise
+            raise RunError(self._full_disk()) from error
+
+    def _full_disk(self) -> str:
+        """One line for what torch or safetensors say; no half-written checkpoint stays."""
+        trainer = self.trainer
+        state = trainer.optimizer.state.values() if trainer.optimizer else ()
+        tensors = [*trainer.model.parameters(), *(t for v in state for t in v.values() if torch.is_tensor(t))]
+        needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(self.folder.path).free
+        newest = self.folder.checkpoint(step := trainer.state.global_step)
+        if step != self.saved and not (newest / MANIFEST).exists():
+            shutil.rmtree(newest, ignore_errors=True)
+        return (
+            f"{self.folder}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older checkpoints "
+            "are intact; make room and go on with --resume"
+        )
+
+
+def _report_lost_upload(job: Future) -> None:
+    if error := job.exception():
+        print(f"warning: an upload to the Hub failed ({in_short(error)}); the next one repeats it", flush=True)

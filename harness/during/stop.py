@@ -1,0 +1,80 @@
+"""Stop: what a signal does. Outside of training it ends the program at once; in training the step is finished first."""
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from harness.processes import launched, rank
+
+# SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+REPEATED = 3  # seconds in which a signal that comes again is the same one
+STOPPING = b"\nstopping: an optimizer step that has begun is finished and saved first; once more stops at once\n"
+
+
+def end_at_once(number: int) -> None:
+    """Do what the signal does to a process that does not handle it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+class Stop:
+    """The one handler of SIGNALS; `number` is the signal that has come, or None.
+
+    One that comes again within REPEATED seconds is the same one: a launcher hands it on, a shell sends SIGHUP twice.
+    Ctrl-C at a terminal is always meant. Signals that are ignored (nohup) stay ignored.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self.since = 0.0
+        self.first: Callable[[int], None] = end_at_once
+        self.again: Callable[[int], None] = end_at_once
+
+    def listen(self, first: Callable[[int], None], again: Callable[[int], None] = end_at_once) -> None:
+        """From now on let the first signal call `first`, and a later one `again`."""
+        self.first, self.again = first, again
+        self._take()
+
+    @contextmanager
+    def after_step(self) -> Iterator[None]:
+        """Inside, the first signal only sets `number`, at which training looks after each optimizer step."""
+        first, handlers = self.first, self._take()
+        self.first = _say_so
+        try:
+            yield
+        finally:
+            self.first, self.number = first, None  # one that came after the last step has stopped nothing
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _take(self) -> dict:
+        """Handle the signals from now on; returns what handled them before."""
+        return {n: signal.signal(n, self._handle) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+
+    def _handle(self, number: int, frame) -> None:
+        if self.number is None:
+            self.number, self.since = number, time.monotonic()
+            if number == getattr(signal, "SIGHUP", None):
+                _leave_terminal()
+            self.first(number)
+        elif time.monotonic() > self.since + REPEATED or (number == signal.SIGINT and os.isatty(0)):
+            self.again(number)
+
+
+stop = Stop()  # a process has one, as it has one set of handlers
+
+
+def _say_so(number: int) -> None:
+    if rank() == 0 and not launched():  # harness.tools.launch says it for all its processes
+        os.write(2, STOPPING)  # not print(), which may be what the signal has interrupted
+
+
+def _leave_terminal() -> None:
+    """Print to nowhere from now on: an error in writing to a terminal that is gone would end the run."""
+    for stream in (1, 2):
+        if not stat.S_ISREG(os.fstat(stream).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

@@ -1,0 +1,109 @@
+"""TRL's GRPOTrainer with the same losses; it computes them without padding, and saves and resumes exactly.
+
+These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
+    _get_per_token_logps_and_entropies   there is no public hook to leave out padding
+    _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
+    _init_training_state                 upstream takes one step too many when a run is resumed from its last step
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch.distributed.tensor import DTensor
+from trl import GRPOConfig, GRPOTrainer
+
+from harness.during.padding import by_length, positions_are_relative, without_padding
+from harness.errors import RunError, in_short
+from harness.reward import Reward
+
+REFERENCE = "reference_model.safetensors"
+
+
+def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The norm of weights or gradients, also of such as are divided over processes (by ZeRO-3: of this one's part)."""
+    norm = torch.nn.utils.get_total_norm([getattr(tensor, "ds_tensor", tensor) for tensor in tensors])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def gathered(weight: torch.nn.Parameter) -> torch.Tensor:
+    """All of a weight that FSDP2 or ZeRO-3 have divided over processes, each of which has to call this."""
+    if hasattr(weight, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
+    return weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+
+
+class Trainer(GRPOTrainer):
+    def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
+        # Not when `args` are made: only the data tell which rewards there are.
+        args.reward_weights = [reward.weight for reward in rewards]
+        functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
+        super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
+        for reward, function in zip(rewards, self.reward_funcs, strict=True):
+            if reward.model is not None:  # on its device now, or divided over several
+                reward.model = function
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Every save begins here; raises RunError where the weights are not finite, or where no model was written."""
+        if not total_norm([weight.detach() for weight in self.model.parameters() if weight.requires_grad]).isfinite():
+            raise RunError(
+                f"step {self.state.global_step}: weights are no longer finite, and were not saved; start anew with "
+                "a lower training.learning_rate"
+            )
+        folder = Path(output_dir or self.args.output_dir)
+        if self.is_fsdp_enabled and output_dir is None:
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        super().save_model(output_dir, _internal_call)
+        if output_dir is None and self.args.should_save and not any(folder.glob("*model*.safetensors")):
+            raise RunError(
+                f"{folder}: no model was written; set zero3_save_16bit_model: true, as recipes/launch/zero3.yaml does, "
+                "and go on with --resume"
+            )
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: TRL's card, written at each save, shows neither rewards nor samples; Report writes ours."""
+
+    def push_to_hub(self, *args, **kwargs):
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except Exception as error:
+            folder = self.args.output_dir
+            raise RunError(
+                f"the run is complete in {folder}, but not on the Hub ({in_short(error)}); upload it with: "
+                f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
+            ) from error
+
+    def save_extras(self, checkpoint: Path) -> None:
+        """What upstream leaves out of a checkpoint: the rest of the generation batch, and a reference that moves."""
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            torch.save((self._step, self._buffered_inputs), self._generation_batch(checkpoint))
+        if self.args.sync_ref_model and self.is_world_process_zero():
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
+
+    def load_extras(self, checkpoint: Path) -> None:
+        if (file := self._generation_batch(checkpoint)).exists():
+            where = "cpu" if self.args.use_cpu else self.args.device  # of several processes it would be cpu:0
+            self._step, self._buffered_inputs = torch.load(file, map_location=where, weights_only=True)
+        if self.args.sync_ref_model:
+            load_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
+
+    def _generation_batch(self, checkpoint: Path) -> Path:
+        return checkpoint / f"generation_batch_{self.args.process_index}.pt"
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
+    ):
+        logps_of = super()._get_per_token_logps_and_entropies
+        if any(value is not None and value is not False for value in others.values()):  # images, a router's loss
+            return logps_of(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others)
+        rows = by_length(attention_mask, batch_size, split=self.accelerator.num_processes == 1)
+        left = positions_are_relative(self.model.config)
+        return without_padding(logps_of, rows, model, input_ids, attention_mask, logits_to_keep, compute_entropy, left)
+
+    def _init_training_state(self, max_steps, updates_per_epoch, epochs, *args):
+        begin = super()._init_training_state(max_steps, updates_per_epoch, epochs, *args)
+        return (epochs, 0) if self.state.global_step >= max_steps else begin

@@ -1,0 +1,35 @@
+"""Errors: how a run ends before its time, each with one line that says what is wrong, where, and what to do."""
+
+from typing import Any
+
+SMALLER = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
+
+
+class UserError(Exception):
+    """Something the user can fix: `WHERE: WHAT; WHAT TO DO`, in one line."""
+
+
+class RunError(Exception):
+    """The run failed on the way; the message is one line."""
+
+
+class RewardError(Exception):
+    """A reward did what it must not; the message names the function, the row, the completion and the value."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the run; no Exception, so that code on the way does not handle it as a failure."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def one_line(text: Any) -> str:
+    """Without line breaks, and at most 300 characters of it."""
+    return " ".join(str(text).split())[:300]
+
+
+def in_short(error: BaseException) -> str:
+    """`ValueError: its message`, in one line."""
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -1,0 +1,57 @@
+"""Processes: a run may have several; which of them this is, what one decides for all, and how each says that it ended.
+
+`python -m harness launch` starts them, and reads how each one ended from a folder that ENDS names.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes how it ended
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def launched() -> bool:
+    """Whether harness.tools.launch has started this process; it then speaks for all of them."""
+    return ENDS in os.environ
+
+
+def write_end(line: str, status: int) -> None:
+    end, path = {"time": time.time(), "line": line, "status": status}, Path(os.environ[ENDS], f"{rank()}.json")
+    path.with_suffix(".tmp").write_text(json.dumps(end), encoding="utf-8")
+    path.with_suffix(".tmp").replace(path)  # others may be reading it
+
+
+def read_ends(folder: str) -> dict[int, dict[str, Any]]:
+    """By rank, what each process that has ended wrote: `time`, `line`, exit `status`."""
+    return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("*.json")}
+
+
+def failed_elsewhere() -> bool:
+    """Whether another process of this run has failed before; only harness.tools.launch lets its processes know."""
+    return launched() and any(end["status"] in (1, 2) for end in read_ends(os.environ[ENDS]).values())
+
+
+def first_decides(call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises (a UserError) on the first process, which alone calls it, on all of them."""
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = call()
+        except UserError as error:
+            outcome[1] = error
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        import torch.distributed  # not for the tools, which have no need of it
+
+        torch.distributed.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]

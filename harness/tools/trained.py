@@ -1,0 +1,51 @@
+"""Trained: a finished run's models, loaded again by chat and merge from what its folder says of itself."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+from harness.before.policy import loading_problem
+from harness.errors import UserError
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, and no package says anything but errors."""
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        enable_progress_bar()
+
+
+def load_model(section: dict[str, Any], folder: Path | None = None) -> PreTrainedModel | PeftModel:
+    """The base model that the section `model` names; or what `folder` holds, in the dtype it was saved in: a whole
+    model, or the base with an adapter.
+
+    The attention is the model's own choice: not every machine has the one of the training.
+    """
+    name, unset = section["pretrained_model_name_or_path"], {"attn_implementation": None, "device_map": None}
+    try:
+        if folder and not (folder / "adapter_config.json").exists():
+            name, trust = str(folder), section.get("trust_remote_code", False)
+            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(**section | unset)
+            if folder:
+                name, model = str(folder), PeftModel.from_pretrained(model, folder)
+    except Exception as error:  # as in load_policy; a folder's files may be damaged, or for another base model
+        raise UserError(f"model: {loading_problem(name, error)}") from error
+    return model.to(DEVICE).eval()

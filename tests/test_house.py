@@ -1,0 +1,34 @@
+"""The house: imports go one way, in the order of CONTRIBUTING.md, and every file can be read in one sitting."""
+
+import ast
+
+from conftest import ROOT
+
+ORDER = [
+    *["errors", "processes", "reward", "keys", "settings", "files", "run_folder"],
+    *[f"before.{name}" for name in ("policy", "data", "footprint", "plan", "resume", "check", "rehearse", "fit")],
+    *[f"during.{name}" for name in ("padding", "trainer", "stop", "checkpoints", "watch", "progress")],
+    *[f"after.{name}" for name in ("samples", "verdict", "curves", "card", "report")],
+    *[f"tools.{name}" for name in ("end", "score", "trained", "chat", "compare", "merge", "read", "launch")],
+    "__main__",
+]
+FILES = {
+    ".".join(file.relative_to(ROOT / "harness").with_suffix("").parts): file.read_text(encoding="utf-8")
+    for file in (ROOT / "harness").rglob("*.py")
+    if file.stem != "__init__"
+}
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for name, text in FILES.items():
+        for node in ast.walk(ast.parse(text)):  # those under TYPE_CHECKING and in functions too
+            module = getattr(node, "module", None) or "" if isinstance(node, ast.ImportFrom) else ""
+            imported = module.removeprefix("harness.")
+            if imported != module and ORDER.index(imported) >= ORDER.index(name):
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == [] and set(FILES) == set(ORDER)
+
+
+def test_no_file_is_long():
+    assert [name for name, text in FILES.items() if len(text.splitlines()) > 250] == []
