@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pytest
 from conftest import tiny_arguments
@@ -11,7 +12,7 @@ import rewards
 import train_grpo
 from harness.errors import RewardError, UserError
 from harness.reward import score_words
-from harness.tools import chat
+from harness.tools import chat, compare
 
 QUESTION = "富士山の高さは?"
 LORA = ["--lora.r", "4", "--lora.target_modules", "[q_proj,v_proj]", "--lora.task_type", "CAUSAL_LM"]
@@ -109,6 +110,14 @@ def test_a_reward_that_fails_ends_it_in_one_line(full, chatted, monkeypatch):
     monkeypatch.setattr(rewards, "emoji_reward", emoji_reward)
     with pytest.raises(RewardError, match="rewards.emoji_reward: raised ValueError.*no emoji today"):
         chatted(full, QUESTION)
+
+
+def test_a_broken_rewards_py_costs_the_scores_only(full, chatted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rewards", None)  # so that importing it fails
+    out, err = chatted(full, QUESTION)
+    assert QUESTION in out and "answer –" not in out and cells(out)[0] != ["", ""]
+    assert err.startswith("note: no scores: rewards.py: does not import (ModuleNotFoundError")
+    compare.main([str(full)])  # which needs none of them
 
 
 def test_a_folder_without_a_run_or_its_model_is_named(run, tmp_path, chatted):

@@ -85,6 +85,17 @@ def test_name_arguments_and_async_survive():
         asyncio.run(reward(**CALL))
 
 
+def test_a_reward_gets_only_what_it_names():
+    def strict(completions, answer, scale=1):
+        return [scale * len(a) for a in answer]
+
+    def only_ids(completions, *, completion_ids, trainer_state=None):
+        return [len(ids) for ids in completion_ids]
+
+    passed = CALL | {"answer": ["x", "yy"], "title": ["t", "t"], "completion_ids": [[1], [1, 2]], "trainer_state": 1}
+    assert checked(strict, scale=3)(**passed) == [3, 6] and checked(only_ids)(**passed) == [1, 2]
+
+
 def test_a_reward_may_name_whatever_trl_passes():
     def curriculum(completions, completion_ids, trainer_state, log_metric, answer, *args, bonus=1, **kwargs): ...
 
