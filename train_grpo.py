@@ -48,11 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
         data = load_data(settings, policy.tokenizer)
     note_other_rewards(settings)
     rewards = load_rewards(settings.rewards, data.train.column_names, settings.error)
-    plan = check_run(Plan(settings, args, lora, policy, data, rewards), folder, resume)
+    plan = Plan(settings, args, lora, policy, data, rewards)
+    check_run(plan, folder, resume)
     if settings.options.check:
         return
 
-    with rehearsal(plan, folder) as folder, folder.held():
+    with rehearsal(plan, folder) as folder, folder.locked():
         checkpoint = first_decides(lambda: starting_checkpoint(folder, resume))
         load_reward_models(rewards)
         trainer = Trainer(
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         watch = Watch(rewards, trainer.model)
         report, checkpoints = Report(trainer, plan, watch, folder), Checkpoints(trainer, folder, checkpoint)
         trainer.remove_callback(ProgressCallback)
-        for callback in (Progress(plan), watch, report, checkpoints):  # in this order: a report shows the warnings
+        for callback in (Progress(plan), watch, report, checkpoints):  # each is called before those behind it
             trainer.add_callback(callback)
         if args.process_index == 0:
             record(plan, folder)

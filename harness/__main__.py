@@ -13,24 +13,18 @@ from importlib import import_module
 from harness.errors import UserError
 from harness.tools.end import exit_status, go_offline_without_network
 
-IF_STOPPED = {
-    "chat": "the run is as it was",
-    "compare": "the runs are as they were",
-    "read": "the run is as it was",
-    "merge": "nothing was written",
-    "launch": "--resume goes on from the newest checkpoint, if there is one",
-}
+TOOLS = ("chat", "compare", "read", "merge", "launch")
 
 
 def main(name: str) -> None:
     if name in ("-h", "--help", ""):
         return print(__doc__.strip())
-    if name not in IF_STOPPED:
-        raise UserError(f"{name}: no such tool; there are {', '.join(IF_STOPPED)}")
+    if name not in TOOLS:
+        raise UserError(f"{name}: no such tool; there are {', '.join(TOOLS)}")
     import_module(f"harness.tools.{name}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":
     tool = sys.argv[1] if len(sys.argv) > 1 else ""
     go_offline_without_network()
-    sys.exit(exit_status(lambda: main(tool), IF_STOPPED.get(tool, "nothing was begun")))
+    sys.exit(exit_status(lambda: main(tool), "nothing was written"))

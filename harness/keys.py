@@ -7,21 +7,18 @@ import difflib
 import enum
 import functools
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from harness.errors import UserError, one_line
-from harness.reward import PASSED, columns, logged_name, reward_functions, why_no_reward
+from harness.reward import FROM_TRL, columns, logged_name, reward_functions, why_no_reward
 
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
 NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column training.output_dir samples.questions"
@@ -55,7 +52,7 @@ STRICTER = {
     "multi_objective_aggregation": Literal["sum_then_normalize", "normalize_then_sum"],
     "vllm_mode": Literal["server", "colocate"],
 }
-UNSEEN = {  # the usual ones of those that from_pretrained takes through **kwargs
+BY_KWARGS = {  # the usual ones of those that from_pretrained takes through **kwargs
     "dtype": Literal["auto", "float32", "bfloat16", "float16"] | None,
     "attn_implementation": str | None,
     "quantization_config": dict | None,
@@ -88,15 +85,10 @@ class Samples:
     shown: NonNegativeInt = 8
 
 
-class Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さは?, x]
-    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
-
-
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
 class Typed(str):
-    """A value as it was typed on the command line; its key's type decides whether 7 is a number or a name."""
+    """A value as it was typed on the command line; its key's type decides between this text and what YAML `read`."""
+
+    read: Any = None
 
 
 def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError]) -> dict[str, Any]:
@@ -119,7 +111,7 @@ def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError
             problem = f"would be logged as {logged_name(name)}, and so would {same[1]}; rename the folder of one"
             raise error(f"rewards.{name}", problem)
         function = reward_functions().get(name, lambda: None)
-        kinds |= _kinds(f"rewards.{name}", function, {*PASSED, *columns(function)}, {"weight": Finite})
+        kinds |= _kinds(f"rewards.{name}", function, {*FROM_TRL, *columns(function)}, {"weight": Finite})
 
     def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
         """The values of a section, or of one of the rewards, in the types of their keys."""
@@ -159,7 +151,7 @@ def _upstream() -> dict[str, Any]:
 
     stricter = {key: kind for keys, kind in STRICTER.items() for key in keys.split()}
     return (
-        _kinds("model", PreTrainedModel.from_pretrained, {"config"}, UNSEEN)
+        _kinds("model", PreTrainedModel.from_pretrained, {"config"}, BY_KWARGS)
         | _kinds("dataset", load_dataset, {"features", "download_config"}, {})
         | _kinds("prompts", Prompts, set(), {})
         | _kinds("training", GRPOConfig, {key.removeprefix("training.") for key in REFUSED}, stricter)
@@ -176,19 +168,19 @@ def _kinds(part: str, function: Callable, not_ours: set[str], more: dict[str, An
         hints = {}
     parameters = inspect.signature(function).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    kinds = {name: _in_words(hints.get(name, Any)) for name in named} | more
+    kinds = {name: _as_literal(hints.get(name, Any)) for name in named} | more
     return {f"{part}.{key}": kind for key, kind in kinds.items() if key not in not_ours}
 
 
-def _in_words(kind: Any) -> Any:
+def _as_literal(kind: Any) -> Any:
     """`kind`, with the words of an enumeration in its place: upstream's `Enumeration | str` takes no other string."""
     parts, origin = typing.get_args(kind), typing.get_origin(kind)
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
         return Literal[*[member.value for member in kind]]
     if origin in (typing.Union, types.UnionType):
         words = any(inspect.isclass(part) and issubclass(part, enum.Enum) for part in parts)
-        return typing.Union[*[_in_words(part) for part in parts if not (words and part is str)]]
-    return list[_in_words(parts[0])] if origin is list else kind
+        return typing.Union[*[_as_literal(part) for part in parts if not (words and part is str)]]
+    return list[_as_literal(parts[0])] if origin is list else kind
 
 
 def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserError]) -> Any:
@@ -197,23 +189,15 @@ def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserErro
         model = create_model("Key", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
     except PydanticUserError:  # a reward's annotation need not be a type
         return _typed(key, Any, value, error)
-    first = None
-    for reading in _readings(value):
+    readings, first = [value], None
+    if isinstance(value, Typed):
+        readings = [value.read, str(value)] if isinstance(value.read, bool | int | float) else [str(value)]
+    for reading in readings:
         try:  # strictly where it is a number, or true would be 1, and 1 true
             return model.model_validate({"value": reading}, strict=isinstance(reading, int)).model_dump()["value"]
         except ValidationError as wrong:
             first = first or _problem(key, kind, reading, wrong.errors())
     raise error(*first)
-
-
-def _readings(value: Any) -> list[Any]:
-    """What a value may mean: one that was typed, first a number, true or false, and then a text."""
-    if not isinstance(value, Typed):
-        return [value]
-    with suppress(yaml.YAMLError):
-        if isinstance(read := yaml.load(str(value), Loader=Loader), bool | int | float):
-            return [read, str(value)]
-    return [str(value)]
 
 
 def _problem(key: str, kind: Any, value: Any, errors: list[Any]) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files import write_whole
 
 ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process writes how it ended
 
@@ -25,9 +26,8 @@ def launched() -> bool:
 
 
 def write_end(line: str, status: int) -> None:
-    end, path = {"time": time.time(), "line": line, "status": status}, Path(os.environ[ENDS], f"{rank()}.json")
-    path.with_suffix(".tmp").write_text(json.dumps(end), encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)  # others may be reading it
+    end = {"time": time.time(), "line": line, "status": status}
+    write_whole(Path(os.environ[ENDS], f"{rank()}.json"), json.dumps(end))
 
 
 def read_ends(folder: str) -> dict[int, dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import RewardError, UserError, in_short
 
 # What TRL passes to every reward beside the data's columns.
-PASSED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+FROM_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
 
@@ -172,7 +172,7 @@ def columns(function: Callable) -> list[str]:
     """The columns of the data set that a function needs: its parameters without a default that TRL does not pass."""
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [name for name in required if name not in PASSED]
+    return [name for name in required if name not in FROM_TRL]
 
 
 def why_no_reward(name: str) -> str | None:

@@ -90,7 +90,8 @@ class RunFolder:
     def samples(self) -> list[dict[str, Any]] | None:
         """The lines of samples.jsonl; None where there is no such file, or half of one."""
         try:
-            return [json.loads(line) for line in self.samples_file.read_text(encoding="utf-8").splitlines()]
+            with self.samples_file.open(encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
         except (OSError, ValueError):
             return None
 
@@ -118,7 +119,7 @@ class RunFolder:
     # ---- while a run goes on: its lock, and how it stands
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold its lock, which dies with the process, and write how it ends; raises UserError where it is in use."""
         lock, holder = FileLock(self.path / "_lock"), self.path / "_lock_holder"
 
@@ -135,7 +136,7 @@ class RunFolder:
 
         first_decides(take)
         try:
-            with self._outcome_written():
+            with self._status_written():
                 yield
         finally:
             lock.release()
@@ -154,7 +155,7 @@ class RunFolder:
             write_whole(self.status_file, json.dumps(known))
 
     @contextmanager
-    def _outcome_written(self) -> Iterator[None]:
+    def _status_written(self) -> Iterator[None]:
         """Write status.json, and turn what is raised inside into a RunError of one line, its traceback in error.log.
 
         Of several processes rank 0 writes it; where harness.tools.launch started them, the first that fails instead.

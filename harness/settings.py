@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UserError, one_line
-from harness.keys import FORMATS, SECTIONS, Loader, Prompts, Samples, Typed, typed_sections
+from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_sections
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
@@ -74,7 +74,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
                 problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
                 raise _error(lines, name, problem)
         if "dataset" in content:
-            content["dataset"] = _with_builder(content["dataset"])
+            content["dataset"] = _file_as_dataset(content["dataset"])
         if set(SECTIONS) <= set(content):
             merged, places = {}, {}
         if "path" in content.get("dataset", {}):  # a new path replaces the whole section
@@ -138,7 +138,8 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         text = value if equals else rest.pop(0)
         value = Typed(text)
         with suppress(yaml.YAMLError):
-            value = yaml.load(text, Loader=Loader) if text == "null" or text[:1] in ("[", "{") else value
+            value.read = yaml.load(text, Loader=_Loader)
+            value = value.read if text == "null" or text[:1] in ("[", "{") else value
         parts = name[2:].split(".")
         if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
             parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
@@ -151,6 +152,13 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
 
 def _refuse(message: str) -> None:
     raise UserError(f"command line: {message}; see --help")
+
+
+class _Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さは?, x]
+    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -170,8 +178,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        note(yaml.compose(text, Loader=Loader), "")
-        content = yaml.load(text, Loader=Loader)
+        note(yaml.compose(text, Loader=_Loader), "")
+        content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -195,7 +203,7 @@ def _laid_over(base: Any, overlay: Any) -> Any:
     return base | {key: _laid_over(base.get(key), value) for key, value in overlay.items()}
 
 
-def _with_builder(source: dict[str, Any]) -> dict[str, Any]:
+def _file_as_dataset(source: dict[str, Any]) -> dict[str, Any]:
     """`path: mydata/q.csv`, or data_files alone, as load_dataset wants it: path is the format, data_files the files."""
     files = first = source.get("data_files") or source.get("path")
     while isinstance(first, dict | list) and first:

@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    *["errors", "processes", "reward", "keys", "settings", "files", "run_folder"],
+    *["errors", "files", "processes", "reward", "keys", "settings", "run_folder"],
     *[f"before.{name}" for name in ("policy", "data", "footprint", "plan", "resume", "check", "rehearse", "fit")],
     *[f"during.{name}" for name in ("padding", "trainer", "stop", "checkpoints", "watch", "progress")],
     *[f"after.{name}" for name in ("samples", "verdict", "curves", "card", "report")],

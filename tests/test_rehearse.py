@@ -144,6 +144,6 @@ def test_only_a_lack_of_memory_is_one(tiny, monkeypatch):
         def raises(*_, words=words):
             raise RuntimeError(words)
 
-        monkeypatch.setattr(rehearse, "_signal", raises)
+        monkeypatch.setattr(rehearse, "_what_rewards_teach", raises)
         with pytest.raises(kind, match=words):
             train_grpo.main([*tiny, "--rehearse"])

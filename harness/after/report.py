@@ -39,17 +39,8 @@ class Report(TrainerCallback, ExportableState):
         self.settings, self.rewards = plan.settings, plan.rewards
         self.main = trainer.is_world_process_zero()
         self.rows = rows_to_ask(plan.settings, plan.data.held_out)
-        known = {column for reward in plan.rewards for column in reward.columns}
-        self.samples = [  # the lines of samples.jsonl
-            {
-                "question": row["prompt"][-1]["content"],
-                "held_out": row["held_out"],
-                **{column: row[column] for column in sorted(known & set(row))},
-                "before": None,
-                "after": None,
-            }
-            for row in self.rows
-        ]
+        self.before: list[dict[str, Any] | None] = [None] * len(self.rows)
+        self.after = self.before
         self.over = False
         self.start = self.next_drawing = time.monotonic()
         self.seconds = 0.0
@@ -60,8 +51,7 @@ class Report(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         # Not earlier: FSDP puts the model on the GPUs only now. A resumed run has a trained policy here.
-        before = self._kept_before() if state.global_step else ask(self.trainer, self.rewards, self.rows)
-        self._fill("before", before or [None] * len(self.rows))
+        self.before = self._kept_before() if state.global_step else ask(self.trainer, self.rewards, self.rows)
         self.write()
         self.start = time.monotonic() - state.stateful_callbacks["Report"]["attributes"]["seconds"]
 
@@ -97,17 +87,24 @@ class Report(TrainerCallback, ExportableState):
             message = f"the report is incomplete: {type(error).__name__}: {error}"
             self.watch.warn(self.trainer.state, part.__name__, message)
 
-    def _kept_before(self) -> list[dict[str, Any]] | None:
-        lines = self.folder.samples() or []
-        same = [line["question"] for line in lines] == [sample["question"] for sample in self.samples]
-        return [line["before"] for line in lines] if same else None
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl."""
+        columns = sorted({column for reward in self.rewards for column in reward.columns})
+        return [
+            {"question": row["prompt"][-1]["content"], "held_out": row["held_out"]}
+            | {column: row[column] for column in columns if column in row}
+            | {"before": before, "after": after}
+            for row, before, after in zip(self.rows, self.before, self.after, strict=True)
+        ]
 
-    def _fill(self, side: str, answers: list[dict[str, Any]]) -> None:
-        for sample, answered in zip(self.samples, answers, strict=True):
-            sample[side] = answered
+    def _kept_before(self) -> list[dict[str, Any] | None]:
+        """The answers of the untrained policy, from before the run was stopped."""
+        kept = self.folder.samples() or []
+        same = [line["question"] for line in kept] == [sample["question"] for sample in self.samples()]
+        return [line["before"] for line in kept] if same else self.before
 
     def _ask_again(self) -> None:
-        self._fill("after", ask(self.trainer, self.rewards, self.rows))
+        self.after = ask(self.trainer, self.rewards, self.rows)
         self.over = True
 
     def _draw(self) -> None:
@@ -139,14 +136,14 @@ class Report(TrainerCallback, ExportableState):
         ]
 
     def _verdict(self) -> str:
-        return verdict(self.samples, {reward.logged: reward.weight for reward in self.rewards})[1]
+        return verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})[1]
 
     def _shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
-        return self.samples[: len(self.settings.samples.questions) + self.settings.samples.shown]
+        return self.samples()[: len(self.settings.samples.questions) + self.settings.samples.shown]
 
     def _write_samples(self) -> None:
-        self.folder.write_samples(self.samples)
+        self.folder.write_samples(self.samples())
 
     def _print_samples(self) -> None:
         table = Table(title="Before and after", show_lines=True)
@@ -161,7 +158,7 @@ class Report(TrainerCallback, ExportableState):
     def _write_card(self) -> None:
         status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
         if self.over:
-            asked = sum(sample["held_out"] for sample in self.samples)
+            asked = sum(row["held_out"] for row in self.rows)
             status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"

@@ -75,7 +75,7 @@ def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> tuple[s
 
 
 def _change(name: str, weight: float, before: list[dict], after: list[dict]) -> tuple[str, Interval | None]:
-    """(learned, lost, given up, kept or unclear; the change of one reward); a lost canary may be given up."""
+    """(learned, lost, given up, kept, unclear or, with few answers, unknown; the change of one reward)"""
     pairs = [(old["rewards"][name], new["rewards"][name]) for old, new in zip(before, after, strict=True)]
     pairs = np.array([pair for pair in pairs if None not in pair])
     if len(pairs) < FEWEST:

@@ -23,7 +23,7 @@ from harness.processes import first_decides
 from harness.run_folder import RunFolder
 from harness.settings import Settings
 
-GUARDED = "reward_while_canaries_hold"  # what harness.during.watch adds for training.metric_for_best_model
+GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses; watch.py makes it
 
 
 def check_machine(settings: Settings) -> None:
@@ -76,7 +76,7 @@ def training_arguments(settings: Settings, resume: bool | str = False) -> tuple[
 
 
 def check_run(plan: Plan, folder: RunFolder, resume: bool | str) -> Plan:
-    """Check what needs the arguments, the data and the model's shape; returns the plan, once it has been printed.
+    """Check what needs the arguments, the data and the model's shape, then print the plan, which is returned.
 
     Raises UserError.
     """
@@ -86,8 +86,7 @@ def check_run(plan: Plan, folder: RunFolder, resume: bool | str) -> Plan:
     check_generation(plan.settings, plan.policy)
     check_lengths(plan)
     check_rewards(plan)
-    if plan.args.process_index == 0:
-        plan.show()
+    plan.show()
     if not plan.settings.options.rehearse:
         first_decides(lambda: check_output(plan, folder, resume))
     return plan
@@ -169,18 +168,18 @@ def check_rewards(plan: Plan) -> None:
             raise UserError(str(error)) from error
 
 
-def check_output(plan: Plan, run: RunFolder, resume: bool | str) -> None:
+def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
     """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
-    folder, key, error = run.path.absolute(), "training.output_dir", plan.settings.error
-    if (run.checkpoints() or run.state_file.exists()) and not resume:
-        problem = f"{run} already holds a run, which is never overwritten; go on with it by --resume, remove "
+    path, key, error = folder.path.absolute(), "training.output_dir", plan.settings.error
+    if (folder.checkpoints() or folder.state_file.exists()) and not resume:
+        problem = f"{folder} already holds a run, which is never overwritten; go on with it by --resume, remove "
         raise error(key, f"{problem}the folder, or choose another with --training.output_dir")
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(each for each in (path, *path.parents) if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise error(key, f"{run} cannot be written (no folder to write to: {there}); choose another")
+        raise error(key, f"{folder} cannot be written (no folder to write to: {there}); choose another")
     if (free := shutil.disk_usage(there).free) < plan.disk:
         problem = f"{plan.disk / 1e6:,.0f} MB are needed for the model and its checkpoints"
-        raise error(key, f"{problem}, {free / 1e6:,.0f} MB are free in {folder}; free some, or lower save_total_limit")
+        raise error(key, f"{problem}, {free / 1e6:,.0f} MB are free in {path}; free some, or lower save_total_limit")
 
 
 def _built(settings: Settings, section: str, kind: type, values: dict[str, Any]) -> Any:

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
 from harness.before.policy import loading_problem
-from harness.reward import PASSED
+from harness.reward import FROM_TRL
 from harness.settings import Settings
 
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
-RESERVED = PASSED | {"completion", "tools", "image", "images", "environment", "environments"}
+RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments"}
 RESERVED |= {"held_out", "prompt_length", "prompt_hash"}
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 
@@ -100,7 +100,8 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         "the same as a held-out one (dropped)": int(known.sum()) - len(held_out),
         f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": len(different) - len(once),
     }
-    usable = rows.remove_columns([*{"prompt_length", "prompt_hash"} | RESERVED & {prompts.column}])
+    ours = {"prompt_length", "prompt_hash"} | RESERVED & {prompts.column}
+    usable = rows.remove_columns([*ours])
     return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
 
 

@@ -71,7 +71,7 @@ class Plan:
         total = sum(self.memory.values())
         parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in self.memory.items() if value >= 0.05 * GB)
         rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
-        rows += [("", line) for line in self._fit(total)]
+        rows += [("", line) for line in self._which_gpus(total)]
         rows.append(("disk", f"{self.disk / GB:.1f} GB in {args.output_dir}"))
         rows += [("", f"warning: {doubt}") for doubt in self.doubts]
         table = Table(show_header=False, box=None, pad_edge=False)
@@ -97,7 +97,7 @@ class Plan:
             doubts.append("save_strategy is no: a run that is stopped has lost everything")
         return doubts
 
-    def _fit(self, needed: float) -> list[str]:
+    def _which_gpus(self, needed: float) -> list[str]:
         if self.settings.training.get("use_cpu"):
             return []
         if not torch.cuda.is_available():

@@ -98,7 +98,7 @@ def rehearse(trainer: GRPOTrainer, plan: Plan) -> None:
     sampler = trainer.vllm_generation if trainer.use_vllm else trainer.model
     sampler.generate = clock.timed(sampler.generate)
     args.save_strategy, args.eval_strategy, args.logging_steps = "no", "no", 1
-    figures = {"signal": _signal(trainer, clock)} | _worst(trainer, plan, clock)
+    figures = {"signal": _what_rewards_teach(trainer, clock)} | _worst(trainer, plan, clock)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     figures |= {
         "steps": plan.steps,
@@ -121,7 +121,7 @@ def figures_file(settings: Settings) -> Path:
     return Path(f"{settings.training['output_dir'].rstrip('/')}-rehearsal.json")
 
 
-def _signal(trainer: GRPOTrainer, clock: Clock) -> dict[str, Any]:
+def _what_rewards_teach(trainer: GRPOTrainer, clock: Clock) -> dict[str, Any]:
     """Two generation batches at a learning rate of 0; TRL writes their completions and rewards as parquet."""
     args, rate = trainer.args, trainer.args.learning_rate
     args.learning_rate, trainer.log_completions, trainer.num_completions_to_print = 0.0, True, 0

@@ -11,8 +11,8 @@ from harness.settings import Settings, versions
 
 # What may differ between a run and its continuation; everything else changes what is trained, even how often it is
 # evaluated, as that uses up random numbers of the training.
-FREE = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
-FREE += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
+MAY_DIFFER = ("samples", "training.output_dir", "training.run_name", "training.report_to", "training.disable_tqdm")
+MAY_DIFFER += ("training.logging_", "training.log_", "training.save_", "training.hub_", "training.push_to_hub")
 LONGER = ("training.max_steps", "training.num_train_epochs")
 
 
@@ -37,7 +37,7 @@ def whether_to_resume(settings: Settings, folder: RunFolder) -> bool | str:
 def check_same_settings(settings: Settings, folder: RunFolder) -> None:
     """Refuse to go on with settings that change what is trained; raises UserError with old and new values."""
     old, new = flat(folder.settings()), flat(settings.sections())
-    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE)]
+    differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(MAY_DIFFER)]
     if not differ:
         return
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)

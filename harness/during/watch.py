@@ -34,11 +34,10 @@ class Watch(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a resumed run has to know of its first part; upstream keeps it in trainer_state.json."""
-        return {"args": {}, "attributes": {"warnings": self.warnings, "first": self.first}}
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in ("warnings", "first", "lasting")}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        known = state.stateful_callbacks["Watch"]["attributes"]
-        self.warnings, self.first = known["warnings"], known["first"]
+        vars(self).update(state.stateful_callbacks["Watch"]["attributes"])
 
     def warn(self, state: TrainerState, cause: str, message: str) -> None:
         if cause not in self.warnings:
@@ -78,10 +77,10 @@ class Watch(TrainerCallback, ExportableState):
         for name in self.canaries:
             if (mean := logs.get(f"rewards/{name}/mean")) is None:
                 continue
-            first = self.first.setdefault(name, mean)
+            first = self.first.setdefault(f"rewards/{name}", mean)
             if first > 0 and mean < first / 2:
                 fell = f"{name}, of weight 0, fell from {first:.2f} to {mean:.2f}"
-                yield name, f"{fell}: the policy gives it up to win the other rewards"
+                yield f"rewards/{name}", f"{fell}: the policy gives it up to win the other rewards"
 
     def _lasts(self, cause: str, seen: bool, times: int = 5) -> bool:
         self.lasting[cause] = self.lasting.get(cause, 0) + 1 if seen else 0
