@@ -4,8 +4,8 @@
     python rewards.py < answers.txt               # one row a line
 
 A reward takes `completions` (strings, or lists of chat messages), any column of the data set under its own name (here
-`answer`), its own settings with their defaults, and `**kwargs` for everything else that TRL passes. To add one: write a
-function here, then name it under `rewards:` in config.yaml with its weight and, if they differ, its settings.
+`answer`), and its own settings with their defaults. `**kwargs` may be left out; TRL alone needs it. To add a reward,
+write a function here, then name it under `rewards:` in config.yaml with its weight and its settings.
 """
 
 import unicodedata

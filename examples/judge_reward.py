@@ -14,7 +14,7 @@ import httpx2
 TRIES = 4
 
 
-async def judge_reward(completions, server: str = "http://localhost:8000/score", seconds: float = 30, **kwargs):
+async def judge_reward(completions, server: str = "http://localhost:8000/score", seconds: float = 30):
     """The judge's score, from 0 to 1."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     async with httpx2.AsyncClient(timeout=seconds, limits=httpx2.Limits(max_connections=None)) as client:

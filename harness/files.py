@@ -1,7 +1,7 @@
 """Files: written whole or not at all; and a checkpoint's manifest, by which each of its files is proved.
 
 TRL and transformers write the checkpoints; but they write in place, take the highest number for the newest, and check
-nothing. Here a checkpoint is valid only with its manifest, which is written last. The final model is upstream's too, and
+nothing. Here a checkpoint is valid only with its manifest, which is written last. The final model is upstream's too; it
 is written once, after the last checkpoint.
 """
 
