@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.options.check:
         return
 
-    with rehearsal(plan, folder) as folder, folder.locked():
+    with rehearsal(plan, folder) as folder, folder.locked():  # a rehearsal has a folder of its own
         checkpoint = first_decides(lambda: starting_checkpoint(folder, resume))
         load_reward_models(rewards)
         trainer = Trainer(
