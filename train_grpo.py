@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             trainer.add_callback(callback)
         if args.process_index == 0:
             record(plan, folder)
-        with stop.after_step(), checkpoints.full_disk_reported():
+        with stop.after_step(), checkpoints.failed_save_reported():
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
             trainer.save_state()

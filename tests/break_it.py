@@ -112,8 +112,8 @@ def put_in(what: str) -> None:
         )
     else:
         signals = {"sigterm": [signal.SIGTERM], "sigint": [signal.SIGINT], "usr1": [signal.SIGUSR1]}
-        signals = signals.get(fault, [signal.SIGTERM] * 2)
-        apart = {"twice": 4, "doubled": 0}.get(fault, 0)  # seconds
+        signals = (signals | dict.fromkeys(("twice", "doubled"), [signal.SIGTERM] * 2))[fault]
+        apart = 4 if fault == "twice" else 0  # seconds
         at_call(2, *PHASES[where], lambda *_: [(os.kill(os.getpid(), n), time.sleep(apart)) for n in signals])
 
 

@@ -110,8 +110,8 @@ class Checkpoints(TrainerCallback):
             raise Stopped(self.stopped_by, f"checkpoint-{self.saved} is complete; {on}")
 
     @contextmanager
-    def full_disk_reported(self) -> Iterator[None]:
-        """To be put around training and saving."""
+    def failed_save_reported(self) -> Iterator[None]:
+        """To be put around training and saving: one line for a disk that is full."""
         if self.trainer.model.config.tie_word_embeddings:  # lm_head.weight is in no checkpoint, and nothing is wrong
             upstream = logging.getLogger("transformers.trainer")
             upstream.addFilter(lambda record: "['lm_head.weight']" not in record.getMessage())

@@ -45,6 +45,12 @@ def held_out_table(samples: dict[str, list[dict[str, Any]]], names: list[str]) -
     return table
 
 
+def verdict_of(run: RunFolder, samples: list[dict[str, Any]]) -> str:
+    """The verdict on a finished run, in a line, from its held-out samples."""
+    asked = samples[0]["after"]["rewards"] if samples else ()  # a reward that lacked its column was left out
+    return verdict(samples, {name: weight for name, weight in run.weights().items() if name in asked})[1]
+
+
 def differences(runs: list[RunFolder]) -> Table:
     """The settings that are not the same in all runs, and rewards.py where it differs from the first run's."""
     table = Table("what differs", *map(str, runs))
@@ -77,9 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = {str(run): [row for row in run.samples() or () if row["held_out"] and row["after"]] for run in recorded}
     console.print(held_out_table(samples, names))
     for run, rows in zip(recorded, samples.values(), strict=True):
-        asked = rows[0]["after"]["rewards"] if rows else ()  # a reward that lacked its column was left out
-        weights = {name: weight for name, weight in run.weights().items() if name in asked}
-        console.print(f"{run}: {verdict(rows, weights)[1]}")
+        console.print(f"{run}: {verdict_of(run, rows)}")
     if len(recorded) > 1 and (table := differences(recorded)).rows:
         console.print(table)
     if png:
