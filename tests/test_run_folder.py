@@ -1,0 +1,33 @@
+"""The folder of a run: what is written there is read back the same, and what is damaged is named or left out."""
+
+import pytest
+
+from harness.errors import UserError
+from harness.run_folder import RunFolder
+
+
+def test_samples_are_read_back_whatever_the_texts_hold(tmp_path):
+    folder = RunFolder(tmp_path)
+    samples = [{"question": text, "before": None} for text in ("a\u2028b\x85c", '"\n\r', "富士山🗻", "")]
+    folder.write_samples(samples)
+    assert folder.samples() == samples
+    folder.samples_file.write_bytes(folder.samples_file.read_bytes()[:-3])  # half a file
+    assert folder.samples() is None and RunFolder(tmp_path / "none").samples() is None
+
+
+def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):
+    folder = RunFolder(tmp_path)
+    rows = [(None, "no run .no config.yaml.; name an"), ("", "damaged"), ("a: [", "damaged"), ("rewards: 3", "damaged")]
+    for text, words in rows:
+        if text is not None:
+            folder.settings_file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            folder.settings()
+    folder.settings_file.write_text("rewards: {a: {weight: 1}, owner/judge: {weight: 0.5}}")
+    assert folder.weights() == {"a": 1, "judge": 0.5} and folder.titles() == {}
+
+
+def test_checkpoints_come_in_the_order_of_their_steps(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-9-mine", "_set-aside-1-checkpoint-11"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint-9", "checkpoint-10"]
