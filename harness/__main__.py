@@ -21,6 +21,7 @@ def main(name: str) -> None:
         return print(__doc__.strip())
     if name not in TOOLS:
         raise UserError(f"{name}: no such tool; there are {', '.join(TOOLS)}")
+    sys.argv[0] = f"python -m harness {name}"  # for its usage
     import_module(f"harness.tools.{name}").main(sys.argv[2:])
 
 

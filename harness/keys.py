@@ -31,8 +31,7 @@ REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.resume_from_checkpoint": "run the same command with --resume",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": PositiveInt,
@@ -42,7 +41,7 @@ STRICTER = {
     "top_p": Annotated[float, Field(gt=0, le=1)],
     "min_p": Annotated[float, Field(ge=0, le=1)] | None,
     "top_k": NonNegativeInt,
-    "learning_rate beta": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    "learning_rate beta": Annotated[float, Field(ge=0)],
     "generation_kwargs": dict | None,
     "output_dir": Annotated[str, Field(min_length=1)],
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
@@ -111,7 +110,7 @@ def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError
             problem = f"would be logged as {logged_name(name)}, and so would {same[1]}; rename the folder of one"
             raise error(f"rewards.{name}", problem)
         function = reward_functions().get(name, lambda: None)
-        kinds |= _kinds(f"rewards.{name}", function, {*FROM_TRL, *columns(function)}, {"weight": Finite})
+        kinds |= _kinds(f"rewards.{name}", function, {*FROM_TRL, *columns(function)}, {"weight": float})
 
     def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
         """The values of a section, or of one of the rewards, in the types of their keys."""
@@ -186,13 +185,12 @@ def _as_literal(kind: Any) -> Any:
 def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserError]) -> Any:
     """`value` as a `kind`, as plain data."""
     try:
-        model = create_model("Key", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
+        finite = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        model = create_model("Key", __config__=finite, value=(kind, ...))
     except PydanticUserError:  # a reward's annotation need not be a type
         return _typed(key, Any, value, error)
-    readings, first = [value], None
-    if isinstance(value, Typed):
-        readings = [value.read, str(value)] if isinstance(value.read, bool | int | float) else [str(value)]
-    for reading in readings:
+    first = None
+    for reading in (_read(value, numbers=True), _read(value, numbers=False)):
         try:  # strictly where it is a number, or true would be 1, and 1 true
             return model.model_validate({"value": reading}, strict=isinstance(reading, int)).model_dump()["value"]
         except ValidationError as wrong:
@@ -200,8 +198,19 @@ def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserErro
     raise error(*first)
 
 
+def _read(value: Any, numbers: bool) -> Any:
+    """`value`, with what was typed as the number, true or false that YAML reads in it, or as a text."""
+    if isinstance(value, dict):
+        return {key: _read(each, numbers) for key, each in value.items()}
+    if isinstance(value, Typed):
+        return value.read if numbers and isinstance(value.read, bool | int | float) else str(value)
+    return value
+
+
 def _problem(key: str, kind: Any, value: Any, errors: list[Any]) -> tuple[str, str]:
     """(dotted key, what is wrong there and what to do)"""
+    if errors[0]["loc"][-1] == "[key]":
+        return key, f"its key {errors[0]['input']} should be text; write it in quotes"
     for part in errors[0]["loc"][1:]:  # of a value inside; where the type is a union, its branches have names here too
         if isinstance(value, dict) and part in value:
             key, value = f"{key}.{part}", value[part]

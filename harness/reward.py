@@ -108,7 +108,7 @@ class Reward:
         except Exception as error:
             row = self._first_row_that_raises(passed)
             where = "" if row is None else f" on {_row(row, passed['prompts'], passed['completions'])}"
-            remedy = "fix it in rewards.py; if it was the network, --resume goes on from the newest checkpoint"
+            remedy = "fix it in rewards.py (a run that the network has stopped goes on with --resume)"
             raise RewardError(f"rewards.{self.name}: raised {in_short(error)}{where}; {remedy}") from error
 
     def _first_row_that_raises(self, passed: dict[str, Any]) -> int | None:
@@ -130,8 +130,12 @@ def load_rewards(
     """
     rewards = []
     for name, entry in entries.items():
+        if problem := why_no_reward(name):
+            raise error(f"rewards.{name}", problem)
         settings = {key: value for key, value in entry.items() if key != "weight"}
         reward = Reward(name, entry["weight"], settings, reward_functions().get(name))
+        for key in set(settings) - set(inspect.signature(reward.function).parameters if reward.function else ()):
+            raise error(f"rewards.{name}.{key}", "is no parameter of it in rewards.py; fix or remove it")
         missing = ", ".join(sorted(set(reward.columns) - set(data_columns))) if data_columns is not None else ""
         if missing and not reward.weight:
             print(f"note: {name}, of weight 0, is left out, as the data have no column {missing}")

@@ -142,10 +142,10 @@ class RunFolder:
             lock.release()
 
     def status(self) -> dict[str, Any]:
-        """What write_status has written; {} where there is nothing."""
+        """What write_status has written; {} where there is nothing, or something else."""
         try:
-            return json.loads(self.status_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return dict(json.loads(self.status_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return {}
 
     def write_status(self, status: str, exit_status: int | None = None, **more: int) -> None:

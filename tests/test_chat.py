@@ -120,6 +120,15 @@ def test_a_broken_rewards_py_costs_the_scores_only(full, chatted, monkeypatch):
     compare.main([str(full)])  # which needs none of them
 
 
+def test_scores_are_only_of_rewards_as_the_run_had_them(full, chatted, monkeypatch):
+    monkeypatch.setattr(rewards, "emoji_reward", lambda completions, most=4, **kwargs: [0.0] * len(completions))
+    assert chatted(full, QUESTION)[1].startswith("note: no scores: rewards.emoji_reward.max_emoji: is no parameter")
+    monkeypatch.delattr(rewards, "emoji_reward")
+    assert chatted(full, QUESTION)[1].startswith(
+        "note: no scores: rewards.emoji_reward: no such function in rewards.py"
+    )
+
+
 def test_a_folder_without_a_run_or_its_model_is_named(run, tmp_path, chatted):
     with pytest.raises(UserError, match=f"^{tmp_path}: no run .no config.yaml.; name an output_dir"):
         chatted(tmp_path, QUESTION)

@@ -224,7 +224,7 @@ def test_a_tool_is_started_by_its_name():
     starts = [  # arguments of python -m harness, its exit status, words of what it prints
         (["compare", "nowhere"], 2, "error: nowhere: holds no run"),
         (["compair", "nowhere"], 2, "error: compair: no such tool; there are chat, compare, "),
-        (["compare", "--help"], 0, "usage: "),
+        (["compare", "--help"], 0, "usage: python -m harness compare "),
         ([], 0, "python -m harness chat outputs/a"),
     ]
     for arguments, status, words in starts:

@@ -90,6 +90,8 @@ def test_a_missing_record_is_reported(stopped, tmp_path):
         (tmp_path / "run" / name).rename(tmp_path / name)
         assert "run.json or rewards.py is missing or damaged" in refused([*stopped, "--resume"]), name
         (tmp_path / name).rename(tmp_path / "run" / name)
+    (tmp_path / "run/run.json").write_text("{}")
+    assert "run.json or rewards.py is missing or damaged" in refused([*stopped, "--resume"])
 
 
 def test_difference():

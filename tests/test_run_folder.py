@@ -27,6 +27,12 @@ def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):
     assert folder.weights() == {"a": 1, "judge": 0.5} and folder.titles() == {}
 
 
+def test_a_status_that_is_none(tmp_path):
+    for text in ("[]", "3", "{", ""):
+        RunFolder(tmp_path).status_file.write_text(text)
+        assert RunFolder(tmp_path).status() == {}
+
+
 def test_checkpoints_come_in_the_order_of_their_steps(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-9-mine", "_set-aside-1-checkpoint-11"):
         (tmp_path / name).mkdir()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import yaml
 from conftest import ROOT
 from peft import LoraConfig
 from trl import GRPOConfig
@@ -122,15 +123,19 @@ COMMAND_LINE = [
     ("lora.loftq_config", "{loftq_bits: 8}", {"loftq_bits": 8, "loftq_iter": 1}),
     ("model.token", "true", True),
     ("dataset.data_files", "my.csv", "my.csv"),
+    ("dataset.data_files.train", "my.csv", {"train": "my.csv"}),
+    ("training.generation_kwargs.top_k", "5", {"top_k": 5}),
+    ("training.chat_template_kwargs.enable_thinking", "false", {"enable_thinking": False}),
 ]
 
 
 def test_a_value_of_the_command_line_is_of_its_keys_type():
     wrong = []
     for name, text, value in COMMAND_LINE:
-        section, key = name.split(".")
-        got = read_settings([f"--{name}", text]).sections()[section][key]
-        if (type(got), got) != (type(value), value):
+        section, key, *_ = name.split(".")
+        settings = read_settings([f"--{name}", text])
+        got = yaml.safe_load(settings.as_yaml())[section][key]
+        if (type(got), got) != (type(value), value) or got != settings.sections()[section][key]:
             wrong.append((name, text, got))
     assert not wrong
 

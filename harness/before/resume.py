@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from harness.before.plan import Plan
-from harness.errors import UserError
+from harness.errors import UserError, in_short
 from harness.reward import source
 from harness.run_folder import RunFolder, difference, flat
 from harness.settings import Settings, versions
@@ -44,7 +44,7 @@ def check_same_settings(settings: Settings, folder: RunFolder) -> None:
     more = {key: (new.get(key) or 0) - (old.get(key) or 0) for key in differ if key in LONGER}
     if len(more) == len(differ) and min(more.values()) > 0:
         raise UserError(
-            f"--resume: {changes}: a run is not made longer; finish it, and start another from it: "
+            f"--resume: {changes}: a run is not made longer; once it is done, start another from it: "
             f"--config {folder.settings_file} --model.pretrained_model_name_or_path {folder} "
             f"--training.output_dir {folder}-more{''.join(f' --{key} {steps}' for key, steps in more.items())}"
         )
@@ -56,11 +56,12 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
     args, data = plan.args, plan.data
     try:
         run, old = folder.run(), folder.rewards_file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        problem = f"its run.json or rewards.py is missing or damaged ({error}); start a new run"
+        rows, digest, then, was = (run[key] for key in ("rows", "data_sha256", "processes", "step_completions"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"its run.json or rewards.py is missing or damaged ({in_short(error)}); start a new run"
         raise UserError(f"{folder}: {problem}") from error
-    if (then := run.get("processes", args.world_size)) != args.world_size:
-        now, was = plan.completions_a_step, run["step_completions"]
+    if then != args.world_size:
+        now = plan.completions_a_step
         how = f"python -m harness launch --num_processes {then} train_grpo.py" if then > 1 else "python train_grpo.py"
         equal = args.gradient_accumulation_steps * was / now
         new = f" with --training.gradient_accumulation_steps {equal:g}, which keeps them" if equal.is_integer() else ""
@@ -71,9 +72,9 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
     if old != source():
         back = f"put it back with: cp {folder.rewards_file} rewards.py, or start a new run"
         raise UserError(f"--resume: rewards.py is not the run's: {difference(old, source())}; {back}")
-    if data.sha256() != run["data_sha256"]:
-        rows = f"{run['rows']:,} rows then, {len(data.train):,} now"
-        raise UserError(f"--resume: the data are not the run's ({rows}); put them back, or start a new run")
+    if data.sha256() != digest:
+        counts = f"{rows:,} rows then, {len(data.train):,} now"
+        raise UserError(f"--resume: the data are not the run's ({counts}); put them back, or start a new run")
 
 
 def record(plan: Plan, folder: RunFolder) -> None:

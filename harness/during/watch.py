@@ -37,7 +37,7 @@ class Watch(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {name: getattr(self, name) for name in ("warnings", "first", "lasting")}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        vars(self).update(state.stateful_callbacks["Watch"]["attributes"])
+        vars(self).update(state.stateful_callbacks.get("Watch", self.state())["attributes"])
 
     def warn(self, state: TrainerState, cause: str, message: str) -> None:
         if cause not in self.warnings:
