@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     policy = load_policy(settings)
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)
-    note_other_rewards(settings)
+    note_other_rewards(settings.options.config)
     rewards = load_rewards(settings.rewards, data.train.column_names, settings.error)
     plan = Plan(settings, args, lora, policy, data, rewards)
     check_run(plan, folder, resume)

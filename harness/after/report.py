@@ -38,7 +38,8 @@ class Report(TrainerCallback, ExportableState):
         self.trainer, self.plan, self.watch, self.folder = trainer, plan, watch, folder
         self.settings, self.rewards = plan.settings, plan.rewards
         self.main = trainer.is_world_process_zero()
-        self.rows = rows_to_ask(plan.settings, plan.data.held_out)
+        questions, system = plan.settings.samples.questions, plan.settings.prompts.system
+        self.rows = rows_to_ask(questions, system, plan.data.held_out)
         self.before: list[dict[str, Any] | None] = [None] * len(self.rows)
         self.after = self.before
         self.over = False

@@ -11,12 +11,11 @@ from trl.models import unwrap_model_for_generation
 
 from harness.before.data import as_messages
 from harness.reward import Reward
-from harness.settings import Settings
 
 
-def rows_to_ask(settings: Settings, held_out: Dataset) -> list[dict[str, Any]]:
+def rows_to_ask(questions: list[str], system: str | None, held_out: Dataset) -> list[dict[str, Any]]:
     """`samples.questions`, and the rows of the data set that are never trained on."""
-    asked = [as_messages(question, settings.prompts.system) for question in settings.samples.questions]
+    asked = [as_messages(question, system) for question in questions]
     return [{"prompt": prompt, "held_out": False} for prompt in asked] + [{**row, "held_out": True} for row in held_out]
 
 

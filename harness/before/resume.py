@@ -103,9 +103,9 @@ def starting_checkpoint(folder: RunFolder, resume: bool | str) -> Path | None:
     )
 
 
-def note_other_rewards(settings: Settings) -> None:
-    """Say so where a run's own config.yaml is used with a rewards.py that is not that run's."""
-    for file in settings.options.config:
+def note_other_rewards(files: list[Path]) -> None:
+    """Say so where one of the --config files is a run's own and today's rewards.py is not that run's."""
+    for file in files:
         theirs = file.with_name("rewards.py")
         if theirs.exists() and (old := theirs.read_text(encoding="utf-8")) != source():
             print(f"warning: rewards.py is not the one that {file} was run with: {difference(old, source())}")
