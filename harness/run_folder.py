@@ -59,6 +59,7 @@ class RunFolder:
         if not isinstance(sections, dict) or not isinstance(sections.get("rewards"), dict):
             problem = "its config.yaml is damaged; save there what --print_config prints with the run's settings"
             raise UserError(f"{self}: {problem}")
+        sections.pop("complete", None)
         return sections
 
     def weights(self) -> dict[str, float]:

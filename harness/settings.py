@@ -46,8 +46,8 @@ class Settings:
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     def as_yaml(self) -> str:
-        """The effective settings; every section is there, so that the text stands alone as a `--config` file."""
-        return yaml.safe_dump(self.sections(), allow_unicode=True, sort_keys=False, width=120)
+        """The effective settings; marked as complete, so that as a `--config` file they are laid over nothing."""
+        return yaml.safe_dump({"complete": True} | self.sections(), allow_unicode=True, sort_keys=False, width=120)
 
     def sections(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -62,21 +62,21 @@ class Settings:
 def read_settings(arguments: list[str] | None = None, description: str = "") -> Settings:
     """The settings of a command line: config.yaml, each --config file over it, and single values over these.
 
-    A file that holds every section of config.yaml stands alone: a run's own `output_dir/config.yaml` repeats that run.
+    A file that is marked `complete: true`, as a run's own `output_dir/config.yaml` is, takes the place of all others.
     Raises UserError for a mistake, in one line.
     """
     options, values = _command_line(arguments, description)
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
     for content, lines in [*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values]:
+        if content.pop("complete", False):
+            merged, places = {}, {}
         for name, value in content.items():
             if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
                 problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
                 raise _error(lines, name, problem)
         if "dataset" in content:
             content["dataset"] = _file_as_dataset(content["dataset"])
-        if set(SECTIONS) <= set(content):
-            merged, places = {}, {}
         if "path" in content.get("dataset", {}):  # a new path replaces the whole section
             merged.pop("dataset", None)
             places = {key: place for key, place in places.items() if not key.startswith("dataset.")}

@@ -80,10 +80,18 @@ def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path)
     assert settings.sections()["training"]["seed"] == 7  # as a number, not as the command line's string
 
 
-def test_a_file_with_every_section_stands_alone(tmp_path):
-    complete = (ROOT / "config.yaml").read_text().splitlines(keepends=True)
-    (tmp_path / "all.yaml").write_text("".join(line for line in complete if "length_reward" not in line))
-    assert "length_reward" not in read_settings(["--config", str(tmp_path / "all.yaml")]).rewards
+def test_only_a_record_takes_the_place_of_config_yaml(tmp_path):
+    """Not a file that happens to have every section: what it leaves out is config.yaml's."""
+    sections = "{model: {}, dataset: {}, prompts: {}, rewards: {}, training: {seed: 7}, lora: null, samples: {}}"
+    (tmp_path / "all.yaml").write_text(sections)
+    settings = read_settings(["--config", str(tmp_path / "all.yaml")])
+    assert settings.training["num_generations"] == 8 and settings.training["seed"] == 7
+    assert settings.rewards == read_settings([]).rewards
+    (tmp_path / "record.yaml").write_text(
+        "\n".join(line for line in settings.as_yaml().splitlines() if "beta" not in line)
+    )
+    record = read_settings(["--config", str(tmp_path / "all.yaml"), "--config", str(tmp_path / "record.yaml")])
+    assert "beta" not in record.training and record.training["seed"] == 7
 
 
 def test_the_effective_settings_read_back_as_the_same(tmp_path):
