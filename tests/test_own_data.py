@@ -243,3 +243,44 @@ def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert f"{len(lines) + 40} read" in result.stdout and "answer_reward" in result.stdout
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+ALTERNATE = (
+    "{% for m in messages %}{% if loop.index0 % 2 != (m.role == 'assistant') | int %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+ASKED = "{% for m in messages %}{{ m.content }}{% endfor %}"
+TEMPLATES = [  # the policy's template, what is laid over the demo's settings, words of the message
+    (
+        NO_SYSTEM + ASKED,
+        ["--prompts.system", "短く"],
+        "prompts.system: the template of .* refuses it .System role not supported.; re",
+    ),
+    (NEEDS_SYSTEM + ASKED, [], "prompts.system: the template of .* wants one .no system turn.; set it"),
+    (
+        ALTERNATE + ASKED,
+        ["--prompts.column", "turns"],
+        "prompts.column: row 3: the template of .*user, user.: roles must alternate",
+    ),
+    ({"a": ASKED, "b": ASKED}, [], "model.pretrained_model_name_or_path: the template of .* does not work: "),
+    (NO_SYSTEM + ASKED, [], None),
+]
+
+
+def test_what_a_chat_template_refuses_is_named(policy, rows, tmp_path):
+    turn = {"role": "user", "content": "?"}
+    lines = [{**row, "turns": [turn, turn] if i == 3 else [turn]} for i, row in enumerate(rows[:20])]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer, wrong = AutoTokenizer.from_pretrained(policy), []
+    for template, arguments, words in TEMPLATES:
+        tokenizer.chat_template, said = template, None
+        source = ["--dataset.data_files", str(tmp_path / "q.jsonl"), *arguments]
+        try:
+            load_data(read_settings(["--config", str(ROOT / "demo/config.yaml"), *source]), tokenizer)
+        except UserError as error:
+            said = str(error)
+        if (said is None) != (words is None) or (words and not re.search(words, said)):
+            wrong.append((arguments, said))
+    assert wrong == []

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import xxhash
 from datasets import Dataset, IterableDataset, load_dataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
 from harness.before.policy import loading_problem
+from harness.errors import UserError, one_line
 from harness.reward import FROM_TRL
 from harness.settings import Settings
 
@@ -58,17 +60,21 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 
-    def add_prompts(batch: dict[str, list]) -> dict[str, list]:
+    def add_prompts(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         messages = [as_messages(question, prompts.system) for question in batch[prompts.column]]
         asked = [conversation for conversation in messages if conversation]
-        lengths = iter(token_counts(asked, tokenizer, template) if asked else [])
+        try:
+            lengths = iter(token_counts(asked, tokenizer, template) if asked else [])
+        except (TemplateError, ValueError) as error:  # the template's own words; several templates and no default
+            rows_asked = {number: each for number, each in zip(numbers, messages, strict=True) if each}
+            raise _refused_by_template(settings, tokenizer, rows_asked) from error
         return {
             "prompt": messages,
             "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
             "prompt_hash": [xxhash.xxh64_intdigest(repr(conversation).encode()) >> 1 for conversation in messages],
         }
 
-    rows = rows.map(add_prompts, batched=True, desc="Chat template")
+    rows = rows.map(add_prompts, batched=True, with_indices=True, desc="Chat template")
     lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
     empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
     if empty.all() or (empty.any() and not prompts.drop_empty):
@@ -116,6 +122,36 @@ def token_counts(
     tokenizer(texts[0], add_special_tokens=False)  # for its side effect: it resets the truncation of tokenizer.json
     # Upstream spends half of its time on offsets and lists of ids, which nobody needs here.
     return [*map(len, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))]
+
+
+def _refused_by_template(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: dict[int, list[dict[str, str]]]
+) -> UserError:
+    """Which of the settings, or which row, the policy's chat template does not take, and what to do."""
+    template, name = (
+        settings.training.get("chat_template_kwargs") or {},
+        settings.model["pretrained_model_name_or_path"],
+    )
+
+    def why_not(*turns: dict[str, str]) -> str:
+        try:
+            return token_counts([list(turns)], tokenizer, template) and ""
+        except (TemplateError, ValueError) as error:
+            return one_line(error)
+
+    system, question = ({"role": role, "content": settings.prompts.system or "?"} for role in ("system", "user"))
+    alone, both = why_not(question), why_not(system, question)
+    if alone and both:
+        return settings.error("model.pretrained_model_name_or_path", f"the template of {name} does not work: {alone}")
+    if alone and not settings.prompts.system:
+        return settings.error("prompts.system", f"the template of {name} wants one ({alone}); set it")
+    if both and settings.prompts.system:
+        remedy = "remove it, or put it into the question"
+        return settings.error("prompts.system", f"the template of {name} refuses it ({both}); {remedy}")
+    number, why = next((number, why) for number, turns in rows.items() if (why := why_not(*turns)))
+    roles = ", ".join(turn["role"] for turn in rows[number])
+    problem = f"row {number}: the template of {name} refuses its turns ({roles}): {why}; fix the row, or leave it out"
+    return settings.error("prompts.column", problem)
 
 
 def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
