@@ -2,6 +2,8 @@
 
 from typing import Any
 
+# What PyTorch says on a GPU: by its own OutOfMemoryError, or by a library that found no room for its workspace.
+GPU_IS_FULL = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 SMALLER = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
 
 

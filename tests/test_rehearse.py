@@ -139,7 +139,8 @@ def test_options_that_do_not_go_together_are_refused(tiny):
 
 
 def test_only_a_lack_of_memory_is_one(tiny, monkeypatch):
-    for words, kind in (("the memory of a goldfish", RunError), ("out of memory", UserError)):
+    cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"
+    for words, kind in (("the memory of a goldfish", RunError), ("out of memory", UserError), (cublas, UserError)):
 
         def raises(*_, words=words):
             raise RuntimeError(words)
