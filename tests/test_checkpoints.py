@@ -55,12 +55,14 @@ def test_resume_ends_where_the_uninterrupted_run_ends_and_keeps_the_before_side(
     rows = [json.loads(line) for line in (run / "samples.jsonl").open()]
     rows[0]["before"]["completion"] = "kept, not made again"
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_grpo.main([*interrupted, "--resume", "--training.logging_steps", "2"])  # a setting that does not matter
+    free = ["--training.logging_steps", "2", "--samples.questions", "[富士山の高さは?, 新しい質問は?]"]  # do not matter
+    train_grpo.main([*interrupted, "--resume", *free])
 
     train_grpo.main([*interrupted, "--training.output_dir", str(tmp_path / "whole")])
     assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     after = [json.loads(line) for line in (run / "samples.jsonl").open()]
     assert after[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in after)
+    assert [row["question"] for row in after if not row["before"]] == ["新しい質問は?"]
     assert "step 3: seen before the kill" in (run / "README.md").read_text(encoding="utf-8")
 
 

@@ -178,11 +178,12 @@ def test_the_last_lines_are_commands_that_work_also_of_a_report_that_cannot_be_w
 
     monkeypatch.chdir(tmp_path)  # from another folder than the project's
     monkeypatch.setattr("harness.after.report.draw_curves", full)
-    train_grpo.main(tiny)
+    folder = tmp_path / "実験 1's"
+    train_grpo.main([*tiny, "--training.output_dir", str(folder)])
     said = capsys.readouterr().out
     assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
     *_, model, talk, compared, go_on, warning, verdict = said.splitlines()
-    assert model == f"the model:   {tmp_path}/run" and verdict.startswith(("learned: ", "no change: "))
+    assert model == f"the model:   {folder}" and verdict.startswith(("learned: ", "no change: "))
     assert warning.startswith("warning: step 1: the report is incomplete")
 
     done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)

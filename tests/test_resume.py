@@ -1,6 +1,7 @@
 """A run knows its settings, rewards and data: resuming with others is refused, and so is what cannot be exact."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -134,7 +135,7 @@ def test_more_steps_are_a_new_run_with_the_command_that_is_printed(tiny, tmp_pat
     train_grpo.main(tiny)
     message = refused([*tiny, "--resume", "--training.max_steps", "4"])
     assert "training.max_steps 2 -> 4: a run is not made longer" in message
-    train_grpo.main(message.split("start another from it: ")[1].split())
+    train_grpo.main(shlex.split(message.split("start another from it: ")[1]))
     assert weights(tmp_path / "run-more") != weights(tmp_path / "run")
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -99,10 +100,9 @@ class Report(TrainerCallback, ExportableState):
         ]
 
     def _kept_before(self) -> list[dict[str, Any] | None]:
-        """The answers of the untrained policy, from before the run was stopped."""
-        kept = self.folder.samples() or []
-        same = [line["question"] for line in kept] == [sample["question"] for sample in self.samples()]
-        return [line["before"] for line in kept] if same else self.before
+        """The answers of the untrained policy, from before the run was stopped; None to a question that is new."""
+        kept = {(line["question"], line["held_out"]): line["before"] for line in self.folder.samples() or ()}
+        return [kept.get((sample["question"], sample["held_out"])) for sample in self.samples()]
 
     def _ask_again(self) -> None:
         self.after = ask(self.trainer, self.rewards, self.rows)
@@ -119,19 +119,23 @@ class Report(TrainerCallback, ExportableState):
 
     def _last_lines(self) -> list[str]:
         """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
-        folder, state, python = self.folder, self.trainer.state, os.path.relpath(sys.executable)
-        tool = f"{'' if Path.cwd() == ROOT else f'PYTHONPATH={ROOT} '}{python} -m harness"
+        state, python = self.trainer.state, os.path.relpath(sys.executable)
+        folder, more, merged = (quote(f"{self.folder}{end}") for end in ("", "-more", "-merged"))
+        model = merged if self.settings.lora else folder
+        tool = f"{'' if Path.cwd() == ROOT else f'PYTHONPATH={quote(str(ROOT))} '}{quote(python)} -m harness"
         processes = self.trainer.args.world_size
-        start = python if processes == 1 else f"{tool} launch --num_processes {processes}"
-        model = f"{folder}-merged" if self.settings.lora else folder
+        start = quote(python) if processes == 1 else f"{tool} launch --num_processes {processes}"
+        script, settings = (
+            quote(str(path)) for path in (os.path.relpath(ROOT / "train_grpo.py"), self.folder.settings_file)
+        )
         best = best_in_words(self.trainer.args, state)
         return [
-            f"the model:   {folder}{best and f', {best}'}",
+            f"the model:   {self.folder}{best and f', {best}'}",
             *([f"merge it:    {tool} merge {folder}"] if self.settings.lora else []),
             f"talk to it:  {tool} chat {folder}",
             f"compare it:  {tool} compare {folder}",
-            f"go on:       {start} {os.path.relpath(ROOT / 'train_grpo.py')} --config {folder.settings_file} "
-            f"--model.pretrained_model_name_or_path {model} --training.output_dir {folder}-more",
+            f"go on:       {start} {script} --config {settings} "
+            f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
             *(f"warning: {warning}" for warning in self.watch.warnings.values()),
             self._verdict(),
         ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def load_policy(settings: Settings) -> Policy:
     model, key = settings.model, "model.pretrained_model_name_or_path"
     name = model["pretrained_model_name_or_path"]
     if (Path(name) / "adapter_config.json").exists():
-        merge = f"merge it first: python -m harness merge {name}; then name {name.rstrip('/')}-merged"
+        merge = f"merge it first: python -m harness merge {quote(name)}; then name {name.rstrip('/')}-merged"
         raise settings.error(key, f"{name} is a LoRA adapter; {merge}")
     # Without trust_remote_code upstream would ask at the terminal.
     where = {"trust_remote_code": False} | {key: model[key] for key in WHERE_KEYS if key in model}

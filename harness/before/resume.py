@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 from harness.before.plan import Plan
 from harness.errors import UserError, in_short
@@ -45,8 +46,8 @@ def check_same_settings(settings: Settings, folder: RunFolder) -> None:
     if len(more) == len(differ) and min(more.values()) > 0:
         raise UserError(
             f"--resume: {changes}: a run is not made longer; once it is done, start another from it: "
-            f"--config {folder.settings_file} --model.pretrained_model_name_or_path {folder} "
-            f"--training.output_dir {folder}-more{''.join(f' --{key} {steps}' for key, steps in more.items())}"
+            f"--config {quote(str(folder.settings_file))} --model.pretrained_model_name_or_path {quote(str(folder))} "
+            f"--training.output_dir {quote(f'{folder}-more')}{''.join(f' --{key} {n}' for key, n in more.items())}"
         )
     raise UserError(f"--resume: other settings than the run's: {changes}; put them back, or start a new run")
 
@@ -70,7 +71,7 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
             f"{how}, or start a new run{new}"
         )
     if old != source():
-        back = f"put it back with: cp {folder.rewards_file} rewards.py, or start a new run"
+        back = f"put it back with: cp {quote(str(folder.rewards_file))} rewards.py, or start a new run"
         raise UserError(f"--resume: rewards.py is not the run's: {difference(old, source())}; {back}")
     if data.sha256() != digest:
         counts = f"{rows:,} rows then, {len(data.train):,} now"

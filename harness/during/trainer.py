@@ -8,6 +8,7 @@ These private names of upstream's trainers are used here and nowhere else; tests
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -74,7 +75,7 @@ class Trainer(GRPOTrainer):
             folder = self.args.output_dir
             raise RunError(
                 f"the run is complete in {folder}, but not on the Hub ({in_short(error)}); upload it with: "
-                f"hf upload {self.hub_model_id} {folder} --exclude 'checkpoint-*' --exclude '_*'"
+                f"hf upload {self.hub_model_id} {quote(folder)} --exclude 'checkpoint-*' --exclude '_*'"
             ) from error
 
     def save_extras(self, checkpoint: Path) -> None:
