@@ -23,7 +23,7 @@ test faults: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
 	.venv/bin/python -m pytest -n auto --dist loadfile
 
-faults: .venv/installed .venv/deepspeed  # stopped at every step, killed at every file, divided models: 10 minutes
+faults: .venv/installed .venv/deepspeed  # stopped at every step, killed at every file, divided models: 4 to 6 minutes
 	.venv/bin/python -m pytest -m sweep -n auto
 
 lint: .venv/installed
