@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 import rewards
 import train_grpo
 from harness.errors import UserError
+from harness.tools.chat import todays_rewards
 
 WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 4}  # demo/config.yaml's
 
@@ -122,6 +123,8 @@ def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_p
     train_grpo.main([*tiny, f"--rewards.{tmp_path}/judge.weight", "1", *best, *short])
     scores = [log["rewards/judge/mean"] for log in history(tmp_path / "run") if "reward" in log]
     assert len(set(scores)) > 1  # it judged different completions differently
+    (loaded,) = todays_rewards({f"{tmp_path}/judge": {"weight": 1}})  # with which chat scores
+    assert loaded.model is not None and loaded.logged == "judge"
     assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 2
     answers = [json.loads(line)["after"]["completion"] for line in (tmp_path / "run/samples.jsonl").open()]
     assert sum(map(len, answers)) / len(answers) < 12  # characters; 18 with the usual 16 tokens

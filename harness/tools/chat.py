@@ -9,6 +9,7 @@ import readline  # noqa: F401  so that input() can be edited
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import UserError
-from harness.reward import Reward, load_rewards
+from harness.reward import Reward, load_rewards, why_no_reward
 from harness.run_folder import RunFolder
 
 
@@ -69,13 +70,20 @@ def main(arguments: list[str] | None = None) -> None:
 def todays_rewards(entries: dict[str, dict[str, Any]]) -> list[Reward]:
     """The run's rewards, loaded, also those that the run left out as its data lack a column.
 
-    They are functions of today's rewards.py; where that is broken there are none, and a line that says so.
+    They are functions of today's rewards.py; where that is broken, or has not the run's rewards with their settings,
+    there are none, and a line that says so.
     """
     from harness.before.policy import load_reward_models
     from harness.tools.trained import DEVICE
 
     try:
-        rewards = load_rewards(entries, None, lambda key, problem: UserError(f"{key}: {problem}"))
+        for name in entries:
+            if problem := why_no_reward(name):
+                raise UserError(f"rewards.{name}: {problem}")
+        rewards = load_rewards(entries, None, UserError)
+        for reward in (reward for reward in rewards if reward.function):
+            for key in set(reward.settings) - set(signature(reward.function).parameters):
+                raise UserError(f"rewards.{reward.name}.{key}: is no parameter of it in rewards.py")
         load_reward_models(rewards)
     except UserError as error:
         print(f"note: no scores: {error}", file=sys.stderr)
