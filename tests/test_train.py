@@ -33,6 +33,7 @@ def history(folder: Path) -> list[dict]:
 
 def test_the_wrapper_changes_nothing_and_leaves_the_trained_model(tiny, tmp_path, policy):
     train_grpo.main([*tiny, "--samples.held_out", "0"])
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # its backward pass gives NaN on some GPUs
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained(policy)
     assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), before.parameters(), strict=True))

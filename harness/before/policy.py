@@ -42,6 +42,9 @@ class Policy:
     fallback: str
 
     def load(self) -> PreTrainedModel:
+        # cuDNN's attention plans anew for each shape, and its backward pass gives NaN at some lengths of padded batches
+        # (pytorch/pytorch#196678). PyTorch's other kernels do neither.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return AutoModelForCausalLM.from_pretrained(**self.keywords)
 
     def dtype(self) -> torch.dtype:

@@ -12,24 +12,32 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
+# What one more pass through the model costs beside its tokens, in tokens: on a GPU, launching its kernels takes as long
+# as computing this many (benchmarks/README.md, "On a GPU").
+PASS_COST = {"cpu": 64, "cuda": 8192}
+
 
 def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.Tensor]:
     """Row indices of `mask`, (batch, tokens), in groups of like length, of `rows` at most.
 
-    A new group begins where the next row would make more than an eighth of the group's tokens padding. Without `split`
-    the rows stay in their order, and are only divided: with several processes each has to call the model equally often.
+    They are the groups of the least cost: tokens, padding counted, and PASS_COST for each. Without `split` the rows
+    stay in their order, and are only divided: with several processes each has to call the model equally often.
     """
-    order = torch.arange(len(mask), device=mask.device)
+    order, most = torch.arange(len(mask), device=mask.device), rows or len(mask)
     if not split:
-        return list(order.split(rows or len(mask)))
+        return list(order.split(most))
     lengths, order = mask.sum(1).sort()
-    groups, begin, real = [], 0, 0
-    for i, length in enumerate(lengths.tolist()):
-        if i > begin and ((i + 1 - begin) * length > 8 / 7 * (real + length) or i - begin == rows):
-            groups.append(order[begin:i])
-            begin, real = i, 0
-        real += length
-    return [*groups, order[begin:]]
+    lengths, a_pass = lengths.tolist(), PASS_COST.get(mask.device.type, PASS_COST["cuda"])
+    best: list[tuple[float, int]] = [(0, 0)]  # of the first n rows: their cost, and where their last group begins
+    for n, longest in enumerate(lengths, 1):
+        begins = range(max(0, n - most), n)
+        best.append(min((best[begin][0] + (n - begin) * longest + a_pass, begin) for begin in begins))
+    groups, end = [], len(mask)
+    while end:
+        begin = best[end][1]
+        groups.append(order[begin:end])
+        end = begin
+    return groups[::-1]
 
 
 def positions_are_relative(config: PreTrainedConfig) -> bool:
