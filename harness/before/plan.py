@@ -53,6 +53,7 @@ class Plan:
         trained = "all trained" if self.trainable == self.parameters else f"{self.trainable:,} trained by LoRA"
         name, dtype = model["pretrained_model_name_or_path"], model.get("dtype") or "auto"
         attention = self.policy.keywords["attn_implementation"] or "sdpa, where the model has it"
+        attention += ", without cuDNN's kernels" if "sdpa" in attention and torch.cuda.is_available() else ""
         by = f", {per_step // args.world_size} in each of {args.world_size} processes" if args.world_size > 1 else ""
         template = (args.chat_template_kwargs or {}) | {"add_generation_prompt": True, "tokenize": False}
         first = self.policy.tokenizer.apply_chat_template(self.data.train[0]["prompt"], **template)
@@ -101,10 +102,10 @@ class Plan:
         if self.settings.training.get("use_cpu"):
             return []
         if not torch.cuda.is_available():
-            fits = {size: "fits" if needed < 0.95 * size * GB else "too small" for size in (16, 24, 40, 80, 141)}
+            fits = {size: "fits" if needed < 0.9 * size * GB else "too small" for size in (16, 24, 40, 80, 141)}
             return ["GPUs: " + ", ".join(f"{size} GB {words}" for size, words in fits.items())]
         has = torch.cuda.get_device_properties(0).total_memory
-        if needed < 0.95 * has:
+        if needed < 0.9 * has:
             return [f"the GPU has {has / GB:.0f} GB"]
         remedy = "see what fits with --rehearse --fit, or use recipes/lora.yaml"
         return [f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"]
