@@ -179,7 +179,7 @@ def test_the_footprint_of_the_articles_model():
     assert size.disk == 2 * size.parameters * (1 + 3 * 3)  # the model; two checkpoints kept and one being written
 
 
-# GB that four layers keep beyond what two do, of 16 rows of 512 tokens with padding, on an H200: of weights in bfloat16,
+# GB that four layers keep beyond what two do, of 16 rows of 512 tokens with padding, on an H200: weights in bfloat16,
 # and in float32; products are in bfloat16.
 WIDTHS = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"
 MEASURED = [
