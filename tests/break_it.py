@@ -4,6 +4,7 @@ sigterm:PHASE, sigint:PHASE  the signal, at the second call of a phase      twic
 kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
 fill:MB                      at the second save, the disk fills up but for so much
 raise:N                      a reward raises at its Nth call                slow:N        each step takes N seconds more
+children:N                   a reward starts children of every kind; in its Nth call Ctrl-C comes to all that are forked
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
 @RANK                        in this process of several only
 
@@ -11,12 +12,15 @@ No curves are drawn, which would take longer than the training.
 """
 
 import functools
+import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -88,6 +92,38 @@ def raising(number: int):
     return raises
 
 
+def _slowly(text: str) -> int:
+    time.sleep(0.05)
+    return len(text)
+
+
+def with_children(number: int):
+    """length_reward, beside children as rewards for code and mathematics start them."""
+    reward, calls, fork = rewards.length_reward, [], multiprocessing.get_context("fork")
+    multiprocessing.current_process()._config["daemon"] = False  # forked.py's are, and may have none
+    spawned = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    fork.Process(target=time.sleep, args=(600,)).start()  # and forgotten
+
+    @functools.wraps(reward)
+    def beside_children(completions, **parameters):
+        calls.append(None)
+        endless = fork.Process(target=time.sleep, args=(600,))
+        endless.start()
+        texts = [completion[0]["content"] for completion in completions]
+        with fork.Pool(2) as pool, ThreadPoolExecutor(2) as threads:
+            lengths = pool.map_async(_slowly, texts)
+            if len(calls) == number:  # one that was spawned is a program of its own, which Ctrl-C ends
+                for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+                    os.kill(pid, signal.SIGINT if pid not in spawned._processes else 0)
+            assert lengths.get() == [*threads.map(len, texts)] == [*spawned.map(len, texts)]
+        endless.terminate()  # as after a time limit
+        endless.join()
+        assert subprocess.run(["sleep", "0.01"], check=True).returncode == 0
+        return reward(completions, **parameters)
+
+    return beside_children
+
+
 def put_in(what: str) -> None:
     """Break this process as FAULT:WHERE[@RANK] says."""
     fault, where = what.split(":")
@@ -96,6 +132,8 @@ def put_in(what: str) -> None:
         pass
     elif fault == "raise":
         rewards.length_reward = raising(int(where))
+    elif fault == "children":
+        rewards.length_reward = with_children(int(where))
     elif fault == "slow":
         backward = accelerate.Accelerator.backward
         accelerate.Accelerator.backward = lambda *args, **kwargs: (time.sleep(int(where)), backward(*args, **kwargs))[1]

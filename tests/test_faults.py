@@ -188,6 +188,13 @@ def test_ctrl_c_in_a_shell_exits_130(tiny, tmp_path):
     assert fault(RunFolder(tmp_path / "run").newest_complete()) is None
 
 
+def test_a_reward_may_start_children_and_ctrl_c_reaches_them_too(tiny, tmp_path, uninterrupted):
+    stopped = Forked([*tiny, *STEPS], tmp_path, "children:3")
+    assert stopped.wait() == 130 and "stopped by SIGINT: checkpoint-" in stopped.err, stopped.err
+    train_grpo.main([*tiny, *STEPS, "--resume"])
+    assert weights(tmp_path / "run") == uninterrupted
+
+
 def test_a_second_signal_stops_at_once(tiny, tmp_path):
     stopped = Forked([*tiny, "--training.save_steps", "1"], tmp_path, "twice:reward")
     assert stopped.wait() == -signal.SIGTERM and "once more stops at once" in stopped.err

@@ -26,7 +26,7 @@ def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.T
     order, most = torch.arange(len(mask), device=mask.device), rows or len(mask)
     if not split:
         return list(order.split(most))
-    lengths, order = mask.sum(1).sort()
+    lengths, order = mask.sum(1).sort(stable=True)
     lengths, a_pass = lengths.tolist(), PASS_COST.get(mask.device.type, PASS_COST["cuda"])
     best: list[tuple[float, int]] = [(0, 0)]  # of the first n rows: their cost, and where their last group begins
     for n, longest in enumerate(lengths, 1):

@@ -1,5 +1,6 @@
 """Stop: what a signal does. Outside of training it ends the program at once; in training the step is finished first."""
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -15,8 +16,15 @@ REPEATED = 3  # seconds in which a signal that comes again is the same one
 STOPPING = b"\nstopping: an optimizer step that has begun is finished and saved first; once more stops at once\n"
 
 
+def end_children() -> None:
+    """Kill what a reward has started and not ended: Python would wait for it, and most signals it ignores."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def end_at_once(number: int) -> None:
     """Do what the signal does to a process that does not handle it."""
+    end_children()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
@@ -33,6 +41,7 @@ class Stop:
         self.since = 0.0
         self.first: Callable[[int], None] = end_at_once
         self.again: Callable[[int], None] = end_at_once
+        self.blocked: set[int] | None = None  # by this thread, before it forked; None before listen()
 
     def listen(self, first: Callable[[int], None], again: Callable[[int], None] = end_at_once) -> None:
         """From now on let the first signal call `first`, and a later one `again`."""
@@ -53,7 +62,29 @@ class Stop:
 
     def _take(self) -> dict:
         """Handle the signals from now on; returns what handled them before."""
+        if self.blocked is None:
+            self.blocked = set()
+            os.register_at_fork(before=self._fork, after_in_parent=self._unblock, after_in_child=self._in_child)
         return {n: signal.signal(n, self._handle) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+
+    def _fork(self) -> None:
+        # A signal that comes between the fork and _in_child would be handled, and lost, in the child.
+        self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
+
+    def _in_child(self) -> None:
+        """A reward's child, or a worker that loads data: SIGTERM ends it, as Process.terminate() and Pool want.
+
+        The others it ignores. They come to the whole group (Ctrl-C, a lost terminal, Slurm's warning), and its parent
+        finishes a step first, which may be waiting for it.
+        """
+        for number in SIGNALS:
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        self.number = None
+        self._unblock()
 
     def _handle(self, number: int, frame) -> None:
         if self.number is None:

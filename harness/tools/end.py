@@ -14,7 +14,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from harness.during.stop import stop
+from harness.during.stop import end_children, stop
 from harness.errors import RewardError, RunError, Stopped, UserError
 from harness.processes import launched, rank, write_end
 
@@ -41,6 +41,7 @@ def exit_status(
             main()
         finally:
             stop.listen(lambda number: None)  # Python is cleaning up; the exit status is known
+            end_children()
     except UserError as error:
         return _say(f"error: {error}", 2)
     except (RunError, RewardError) as error:
