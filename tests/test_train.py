@@ -2,16 +2,18 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, refused
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CompileConfig,
     GPT2Config,
     MambaConfig,
     Qwen2Config,
@@ -21,7 +23,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 import rewards
 import train_grpo
+from harness.during.trainer import Trainer
 from harness.errors import UserError
+from harness.reward import Reward
 from harness.tools.chat import todays_rewards
 
 WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 4}  # demo/config.yaml's
@@ -142,3 +146,30 @@ def test_no_gpu_is_reported_at_once(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = refused([])  # not that its model or data cannot be had offline
     assert message.startswith("machine: no CUDA GPU") and "make demo" in message
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_sampling_samples_the_same_tokens_also_when_the_weights_have_moved(policy, tmp_path):
+    arguments = {"report_to": "none", "use_cpu": True, "bf16": False, "max_completion_length": 16, "num_generations": 2}
+    calls = []
+    for cache in ({}, {"cache_implementation": "static", "generation_kwargs": {"max_cache_len": 64}}):
+        trainer = Trainer(
+            model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+            rewards=[Reward("nothing", 1, {}, lambda completions: [0.0] * len(completions))],
+            args=GRPOConfig(tmp_path, **arguments, **cache),
+            train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
+            processing_class=AutoTokenizer.from_pretrained(policy),
+        )
+        if cache:  # on a GPU upstream compiles by itself
+            trainer.generation_config.compile_config = CompileConfig(mode="default")
+            trainer.generation_config.compile_config._compile_all_devices = True
+        calls.append([])
+        for prompts in (["富士山の高さは?", "日本の首都は?"], ["千葉県の県庁所在地はどこですか?", "日本の首都は?"]):
+            torch.manual_seed(0)
+            ids = trainer.processing_class(prompts)["input_ids"]
+            calls[-1].append([[*map(int, one)] for one in trainer._generate_single_turn(ids, None, {}, 1)[0]])
+            with torch.no_grad():
+                for weight in trainer.model.parameters():
+                    weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    assert trainer.model._compiled_call._torchdynamo_orig_callable  # it was compiled, not skipped
+    assert calls[0] == calls[1] and calls[0][0] != calls[0][1]

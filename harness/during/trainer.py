@@ -44,6 +44,8 @@ class Trainer(GRPOTrainer):
         args.reward_weights = [reward.weight for reward in rewards]
         functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
         super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
+        if args.cache_implementation == "static" and not args.use_vllm:
+            self.generation_config.disable_compile = False  # TRL switches off what a static cache is for
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
             if reward.model is not None:  # on its device now, or divided over several
                 reward.model = function
