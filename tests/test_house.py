@@ -6,7 +6,21 @@ from conftest import ROOT
 
 ORDER = [
     *["errors", "files", "processes", "reward", "keys", "settings", "run_folder"],
-    *[f"before.{name}" for name in ("policy", "data", "footprint", "plan", "resume", "check", "rehearse", "fit")],
+    *[
+        f"before.{name}"
+        for name in (
+            "policy",
+            "text_files",
+            "read_rows",
+            "data",
+            "footprint",
+            "plan",
+            "resume",
+            "check",
+            "rehearse",
+            "fit",
+        )
+    ],
     *[f"during.{name}" for name in ("padding", "trainer", "stop", "checkpoints", "watch", "progress")],
     *[f"after.{name}" for name in ("samples", "verdict", "curves", "card", "report")],
     *[f"tools.{name}" for name in ("end", "score", "trained", "chat", "compare", "merge", "read", "launch")],

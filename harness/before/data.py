@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
-from harness.before.policy import loading_problem
+from harness.before.read_rows import read_rows
 from harness.errors import UserError, one_line
 from harness.reward import FROM_TRL
 from harness.settings import Settings
@@ -55,7 +55,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     generation prompt included, is dropped. So is each further row with a question that is held out.
     """
     prompts, template = settings.prompts, settings.training.get("chat_template_kwargs") or {}
-    rows = _with_question_column(settings, _load_rows(settings))
+    rows = _with_question_column(settings, read_rows(settings))
     if taken := sorted(RESERVED & set(rows.column_names) - {prompts.column}):
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
@@ -190,33 +190,3 @@ def as_messages(question: Any, system: str | None) -> list[dict[str, str]]:
 
 def _role(turn: Any) -> str | None:
     return turn.get("role") if isinstance(turn, dict) else None
-
-
-def _load_rows(settings: Settings) -> Dataset:
-    source, limit = settings.dataset, settings.prompts.limit
-    if source.get("streaming") and limit is None:
-        raise settings.error("prompts.limit", "streaming has to know where to stop; give a number of rows")
-    try:
-        rows = load_dataset(**source)
-        if isinstance(rows, IterableDataset):
-            rows = Dataset.from_list(list(rows.take(limit)), features=rows.features)
-        if isinstance(rows, Dataset) and len(rows):
-            rows[0]  # a file in another encoding is not noticed before it is read
-    except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each raise kinds of their own
-        if "corresponds to no data" in str(error):
-            raise settings.error("dataset", "the data have no rows; choose another file or split") from error
-        if "split" in str(error):  # Unknown split "trian". Should be one of ['train'].
-            hint = "streaming takes no slices, use prompts.limit" if source.get("streaming") else "fix it"
-            raise settings.error("dataset.split", f"{error}; {hint}") from error
-        files = source.get("data_files") and "dataset.data_files" in settings.places
-        key = "dataset.data_files" if files else "dataset.path"
-        raise settings.error(
-            key, loading_problem(str(source.get("data_files") or source.get("path")), error)
-        ) from error
-    if isinstance(rows, dict):
-        if len(rows) > 1:
-            raise settings.error("dataset.split", f"none given; choose one of {', '.join(rows)}")
-        (rows,) = rows.values()
-    if not len(rows):
-        raise settings.error("dataset.path", "the data have no rows; choose another file or split")
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))

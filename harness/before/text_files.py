@@ -1,0 +1,121 @@
+"""Text files: the rows of CSV, TSV and JSON as they stand there, or what is wrong with them, with file and line."""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+UNNAMED = "Unnamed: "  # and the number of a column without a name, as pandas calls it
+SEPARATORS = {",": "commas", "\t": "tabs"}
+WORDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
+
+
+class Misfit(Exception):
+    """What is wrong in a file, and where: `FILE:LINE: ...`."""
+
+
+def csv_rows(name: str, file: str, options: dict[str, Any]) -> Iterator[dict[str, str | None]]:
+    """Rows of a CSV or TSV: each cell is the text that stands there, an empty one None; in a TSV quotes are text."""
+    delimiter = options["delimiter"] or options["sep"] or ","
+    csv.field_size_limit(2**31 - 1)
+    quotes = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
+    with _text(file, options["encoding"], newline="") as lines:
+        reader, line = csv.reader(lines, delimiter=delimiter, strict=True, **quotes), 0
+        try:
+            header = next((cells for cells in reader if any(cells)), [])
+            line, names = reader.line_num, _names(header, f"{name}:{reader.line_num}", delimiter)
+            spaced = len(header) > 1 and all(cell.startswith(" ") for cell in header[1:])  # "query, answer"
+            for cells in reader:
+                place, line = f"{name}:{line + 1}", reader.line_num
+                if not cells:
+                    continue  # an empty line
+                if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
+                    few, text = "an empty cell is written too", "a text with commas stands in quotes"
+                    found = f"{len(cells)} cells, where the header has {len(names)} ({', '.join(names)})"
+                    raise Misfit(f"{place}: {found}; {few if len(cells) < len(names) else text}")
+                if "\0" in delimiter.join(cells):
+                    raise Misfit(f"{place}: a NUL; save the file as UTF-8, or set dataset.encoding (utf-16?)")
+                if spaced:
+                    cells = [cell.removeprefix(" ") for cell in cells]
+                yield {column: cell or None for column, cell in zip(names, cells, strict=False)}
+        except csv.Error as error:
+            open_quote = "unexpected end" in str(error)
+            what = "a quote is opened here and never closed" if open_quote else f"{error}, in a row that begins here"
+            raise Misfit(f'{name}:{line + 1}: {what}; within quotes a quote is written twice: ""') from error
+
+
+def _names(header: list[str], place: str, delimiter: str) -> list[str]:
+    """The columns' names, without the spaces around them; one without a name is called as pandas calls it."""
+    names = [cell.strip() or f"{UNNAMED}{i}" for i, cell in enumerate(header)]
+    if twice := [each for i, each in enumerate(names) if each in names[:i]]:
+        raise Misfit(f"{place}: two columns are called {twice[0]!r}; rename one")
+    if len(names) == 1 and any(mark in names[0] for mark in ",;\t|，" if mark != delimiter):
+        raise Misfit(
+            f"{place}: its columns are not separated by {SEPARATORS.get(delimiter, delimiter)}; set dataset.delimiter"
+        )
+    return names
+
+
+def json_rows(name: str, file: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of JSON Lines, of a list of objects, or of the list that is one `field` of an object."""
+    field = options["field"]
+    with _text(file, options["encoding"]) as lines:
+        first = next((line for line in lines if line.strip()), "").strip()
+        # One object a line, unless the first line is only the beginning of something longer.
+        if field is None and first.startswith("{") and first.endswith(("}", "},")):
+            lines.seek(0)
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _object(_parsed(line, f"{name}:{number}"), f"{name}:{number}")
+            return
+        lines.seek(0)
+        content = _parsed(lines.read(), name)
+    if field is not None:
+        if not isinstance(content, dict) or field not in content:
+            has = f"it has {', '.join(content)}" if isinstance(content, dict) else "it is no object"
+            raise Misfit(f"{name}: there is no field {field!r}; {has}; fix dataset.field")
+        content = content[field]
+    for number, row in enumerate(content if isinstance(content, list) else [content]):
+        yield _object(row, f"{name}: row {number}")
+
+
+def _parsed(text: str, place: str) -> Any:
+    """The JSON of one line, at FILE:LINE, or of a whole FILE."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise Misfit(f"{place}: the key {max(keys, key=keys.count)!r} is there twice; remove one")
+        return content
+
+    def no_number(word: str) -> None:
+        raise Misfit(f"{place}: {word} is no JSON; write null, or leave the row out")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except json.JSONDecodeError as error:
+        where = place if "\n" not in text.strip() else f"{place}:{error.lineno}"
+        what = f"not JSON: {error.msg} (column {error.colno})"
+        if where == place and text.rstrip().endswith(","):
+            what = "a comma ends the line; remove it, or make the file a list in [ ]"
+        elif "'" in text[error.pos : error.pos + 1]:
+            what += "; texts stand in double quotes"
+        raise Misfit(f"{where}: {what}; fix it there") from error
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise Misfit(f"{place}: is {WORDS.get(type(row), 'null')}, not an object with a key for each column")
+    return row
+
+
+def _text(file: str, encoding: str | None, newline: str | None = None):
+    """An open file, unpacked; without the mark that Windows puts first."""
+    encoding = "utf-8-sig" if encoding is None or encoding.lower() in ("utf-8", "utf8") else encoding
+    return OPEN.get(Path(file).suffix, open)(file, "rt", encoding=encoding, newline=newline)
