@@ -166,6 +166,9 @@ def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
         near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
         likely = near + [name for name in USUAL if name in rows.column_names]
         hint = f"did you mean {likely[0]}?" if likely else "choose one of them"
+        only = rows[0] if len(rows) == 1 else {}
+        for name in (name for name, value in only.items() if _rows_with(prompts.column, value)):
+            hint = f"its rows stand in {name}: set dataset.field: {name}"
         if len(rows.column_names) == 1 and any(mark in rows.column_names[0] for mark in ";\t|，"):
             hint = "its columns are not separated by commas; set dataset.delimiter"
         problem = f"there is no column {prompts.column!r}; the data have {', '.join(rows.column_names)}; {hint}"
@@ -173,6 +176,11 @@ def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
     if isinstance(first := rows[0][prompts.column], list) and first and _role(first[-1]) == "assistant":
         print("note: the data are conversations; where the last turn is the assistant's, it is cut off")
     return rows
+
+
+def _rows_with(column: str, value: Any) -> bool:
+    """Whether a value of an only row is in truth the list of rows, as in {"version": 1, "data": [...]}."""
+    return isinstance(value, list) and any(isinstance(row, dict) and column in row for row in value)
 
 
 def as_messages(question: Any, system: str | None) -> list[dict[str, str]]:

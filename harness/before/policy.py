@@ -112,14 +112,27 @@ def load_reward_models(rewards: list[Reward]) -> None:
                 raise UserError(f"rewards.{reward.name}: {loading_problem(reward.name, error)}") from error
 
 
+def _files_of(folder: str, ending: str) -> bool:
+    return any(Path(folder).glob(f"*.{ending}"))
+
+
 def loading_problem(name: str, error: BaseException) -> str:
     """Why `name` could not be loaded, and what to do: a wrong path or name, no access, no network, bad data."""
-    kinds, cause = set(), error
+    kinds, cause, denied = set(), error, None
     while cause is not None:
         kinds.add(type(cause).__name__)
+        denied = denied or (cause.filename if isinstance(cause, PermissionError) else None)
         cause = cause.__cause__ or cause.__context__
     if "GatedRepoError" in kinds:
         return f"{name} is gated; accept its terms on its Hub page and run `hf auth login`"
+    if name.endswith(".gguf") or (
+        Path(name).is_dir() and _files_of(name, "gguf") and not _files_of(name, "safetensors")
+    ):
+        return f"{name} is GGUF, a format for inference; name the safetensors model that it was made from"
+    if Path(name).is_dir() and set(name) & set("[]*?"):
+        return f"{name}: datasets takes [ ] * ? in a folder's name for a pattern; rename it, or name its files"
+    if "PermissionError" in kinds and not Path(name).exists():
+        return f"{denied} cannot be written, where what is loaded is kept; set HF_HOME to a folder of your own"
     if "UnicodeDecodeError" in kinds:
         return f"{name} is not UTF-8; save it as UTF-8, or set dataset.encoding (cp932 for Japanese Windows)"
     if Path(name).is_file() and "FileNotFoundError" in kinds:

@@ -36,10 +36,13 @@ from datasets.packaged_modules.json.json import JsonConfig
 
 from harness.before.policy import loading_problem
 from harness.before.text_files import UNNAMED, WORDS, Misfit, csv_rows, json_rows
+from harness.errors import one_line
 from harness.settings import Settings
 
 READ_HERE = {"csv": CsvConfig, "json": JsonConfig}
-OUR_OPTIONS = {"sep", "delimiter", "encoding", "field", "index_col"} | {field.name for field in fields(BuilderConfig)}
+OUR_OPTIONS = {"sep", "delimiter", "encoding", "field", "index_col", "features"} | {
+    field.name for field in fields(BuilderConfig)
+}
 LOAD_DATASETS = {"split", "streaming", "keep_in_memory", "save_infos", "num_proc", "verification_mode"}  # keywords
 AT_A_TIME = 10_000  # rows
 VERSION = 1  # of what is kept on the disk: to be raised where a file is read otherwise than before
@@ -91,10 +94,10 @@ def _read_here(source: dict[str, Any], limit: int | None) -> Dataset | dict[str,
     """The rows of CSV, TSV and JSON files; None where it is datasets that has to read."""
     files, kind = _files(source), source.get("path")
     if files is None:
-        keywords = {key: value for key, value in source.items() if key not in LOAD_DATASETS}
+        keywords = {key: value for key, value in source.items() if key not in LOAD_DATASETS | {"features"}}
         builder = load_dataset_builder(**keywords)
         files, kind = builder.config.data_files, builder.name
-        if kind not in READ_HERE or builder.info.features or not files:
+        if kind not in READ_HERE or builder.info.features or not files:  # a card of the Hub may say the types
             return None
         loader = DownloadManager(dataset_name=builder.dataset_name, data_dir=source.get("data_dir"))
         files = {
@@ -104,21 +107,43 @@ def _read_here(source: dict[str, Any], limit: int | None) -> Dataset | dict[str,
     if guessed := sorted(its_own & set(source) | ({"index_col"} if source.get("index_col") else set())):
         print(f"note: dataset.{guessed[0]} is an option of datasets' reader, which also guesses the columns' types")
         return None
-    wanted = limit if source.get("streaming") else None
-    rows = {
-        split: concatenate_datasets([_kept(kind, *file, source, wanted) for file in of]) for split, of in files.items()
-    }
-    return _split(rows, source.get("split"))
+    most = limit if source.get("streaming") else None
+    return _split({split: _joined(kind, of, source, most) for split, of in files.items()}, source.get("split"))
+
+
+def _joined(kind: str, files: list[tuple[str, str]], source: dict[str, Any], most: int | None) -> Dataset:
+    """The rows of several files one after another, with the types that `features` asks for: {answer: int64}."""
+    parts = [_kept(kind, *file, source, most) for file in files]
+    for (name, _), part in zip(files, parts, strict=True):
+        for column in sorted({*part.features, *parts[0].features}):
+            here, first = (_named(each.features.get(column)) for each in (part, parts[0]))
+            if here != first:
+                raise Misfit(f"{name}: the column {column} is {here}, in {files[0][0]} it is {first}; make them alike")
+    rows = concatenate_datasets(parts)
+    for column, feature in (source.get("features") or {}).items():
+        if column not in rows.features:
+            raise Misfit(f"dataset.features: there is no column {column!r}; the data have {', '.join(rows.features)}")
+        try:
+            rows = rows.cast_column(column, Value(feature) if isinstance(feature, str) else feature)
+        except Exception as error:  # pyarrow's, of many kinds: a type that is none, a text that is no number
+            raise Misfit(f"dataset.features.{column}: {one_line(error)}; fix the cell, or leave it a text") from error
+    return rows
+
+
+def _named(feature: Any) -> str:
+    kind = getattr(feature, "dtype", "objects or lists")
+    return "not there" if feature is None else {"string": "text"}.get(kind, kind)
 
 
 def _split(rows: dict[str, Dataset], split: Any) -> Dataset | dict[str, Dataset]:
     """`train`, `train[:10%]`, `train+test`, as datasets reads them; all of them where there is none."""
-    if split is None:
-        return rows
-    if str(split) == "all":
-        return concatenate_datasets([*rows.values()])
+    if split is None or str(split) == "all":
+        return rows if split is None else concatenate_datasets([*rows.values()])
     pieces = ReadInstruction.from_spec(str(split)).to_absolute({name: len(each) for name, each in rows.items()})
-    return concatenate_datasets([rows[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces])
+    try:
+        return concatenate_datasets([rows[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces])
+    except IndexError as error:
+        raise ValueError(f"the split {split} is not within the data ({error})") from error
 
 
 def _files(source: dict[str, Any]) -> dict[str, list[tuple[str, str]]] | None:
@@ -131,9 +156,8 @@ def _files(source: dict[str, Any]) -> dict[str, list[tuple[str, str]]] | None:
         files[split] = []
         for entry in entries if isinstance(entries, list | tuple) else [entries]:
             entry = os.path.expanduser(str(entry))
-            found = (
-                [entry] if Path(entry).is_file() else sorted(filter(os.path.isfile, glob.glob(entry, recursive=True)))
-            )
+            found = glob.glob(entry, recursive=True)
+            found = [entry] if Path(entry).is_file() else sorted(filter(os.path.isfile, found))
             if not found or Path(found[0]).suffix in {".zip", ".zst", ".lz4", ".7z"}:
                 return None
             files[split] += [(each, each) for each in found]
@@ -172,13 +196,13 @@ def _write(rows: Callable[[], Iterable[dict]], name: str, cache: Path) -> None:
             for column, feature in features.items():
                 values = [row.get(column) for row in batch]
                 if isinstance(feature, Json):
-                    values = [None if value is None else json.dumps(value) for value in values]
+                    values = [_dumped(each, f"{name}: row {done + i}: {column}") for i, each in enumerate(values)]
                 try:
                     columns[column] = pa.array(values, feature())
-                except (OverflowError, pa.ArrowInvalid) as error:
-                    large = next(i for i, value in enumerate(values) if isinstance(value, int) and abs(value) >= 2**63)
-                    problem = f"row {done + large}: {column}: {values[large]} has more than 64 bits; write it as a text"
-                    raise Misfit(f"{name}: {problem}") from error
+                except OverflowError as error:
+                    large = next(i for i, value in enumerate(values) if value is not None and abs(value) >= 2**63)
+                    problem = f"row {done + large}: {column}: {values[large]} has more digits than can be kept"
+                    raise Misfit(f"{name}: {problem}; write it as a text") from error
             writer.write_table(pa.table(columns))
             done += len(batch)
         writer.finalize()
@@ -188,13 +212,19 @@ def _write(rows: Callable[[], Iterable[dict]], name: str, cache: Path) -> None:
 def _feature(name: str, column: str, types: dict[type, int]) -> Value | Json:
     """How a column is kept; raises Misfit where no type holds all its values as they are."""
     kinds = {kind: number for kind, number in types.items() if kind is not type(None)}
-    if kinds.keys() <= {dict, list}:
-        return Json() if kinds else Value("string")
-    if kinds.keys() == {int, float}:
-        print(f"note: {name}: {column} has whole numbers and fractions, so that all are fractions (1 is 1.0)")
-        return Value("float64")
-    if len(kinds) > 1:
+    if len(kinds) > 1 and str in kinds:  # Json would hand on a text of digits as a number
         told = " and ".join(f"{WORDS[kind]} (row {number})" for kind, number in [*kinds.items()][:2])
         raise Misfit(f"{name}: {column} is {told}; make all of them texts")
-    (kind,) = kinds
-    return Value({str: "string", int: "int64", float: "float64", bool: "bool"}[kind])
+    (kind,) = kinds if len(kinds) == 1 else (None if kinds else str,)
+    plain = {str: "string", int: "int64", float: "float64", bool: "bool"}
+    return Value(plain[kind]) if kind in plain else Json()
+
+
+def _dumped(value: Any, place: str) -> str | None:
+    text = None if value is None else json.dumps(value)
+    try:
+        if value is None or Json().decode_example(text) == value:
+            return text
+    except ValueError:  # of more than 64 bits
+        pass
+    raise Misfit(f"{place}: a number has more digits than can be kept; write it as a text")

@@ -30,6 +30,8 @@ def csv_rows(name: str, file: str, options: dict[str, Any]) -> Iterator[dict[str
             header = next((cells for cells in reader if any(cells)), [])
             line, names = reader.line_num, _names(header, f"{name}:{reader.line_num}", delimiter)
             spaced = len(header) > 1 and all(cell.startswith(" ") for cell in header[1:])  # "query, answer"
+            if "\0" in "".join(header):
+                raise Misfit(f"{name}:{line}: is not UTF-8; save it as UTF-8, or set dataset.encoding (utf-16?)")
             for cells in reader:
                 place, line = f"{name}:{line + 1}", reader.line_num
                 if not cells:
@@ -38,8 +40,6 @@ def csv_rows(name: str, file: str, options: dict[str, Any]) -> Iterator[dict[str
                     few, text = "an empty cell is written too", "a text with commas stands in quotes"
                     found = f"{len(cells)} cells, where the header has {len(names)} ({', '.join(names)})"
                     raise Misfit(f"{place}: {found}; {few if len(cells) < len(names) else text}")
-                if "\0" in delimiter.join(cells):
-                    raise Misfit(f"{place}: a NUL; save the file as UTF-8, or set dataset.encoding (utf-16?)")
                 if spaced:
                     cells = [cell.removeprefix(" ") for cell in cells]
                 yield {column: cell or None for column, cell in zip(names, cells, strict=False)}
@@ -74,7 +74,7 @@ def json_rows(name: str, file: str, options: dict[str, Any]) -> Iterator[dict[st
                     yield _object(_parsed(line, f"{name}:{number}"), f"{name}:{number}")
             return
         lines.seek(0)
-        content = _parsed(lines.read(), name)
+        content = _parsed(lines.read(), name) if first else []
     if field is not None:
         if not isinstance(content, dict) or field not in content:
             has = f"it has {', '.join(content)}" if isinstance(content, dict) else "it is no object"
