@@ -97,7 +97,9 @@ class RunFolder:
             return None
 
     def write_samples(self, samples: list[dict[str, Any]]) -> None:
-        write_whole(self.samples_file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples))
+        # A column of the data may hold what JSON cannot: a date, bytes.
+        lines = (json.dumps(each, ensure_ascii=False, default=str) + "\n" for each in samples)
+        write_whole(self.samples_file, "".join(lines))
 
     def state(self) -> dict[str, Any]:
         """Upstream's TrainerState of the run, or of its newest checkpoint; raises UserError where there is none."""

@@ -1,6 +1,8 @@
 """A user's own data, through the real command line: files of every format, chat data, other names, counts."""
 
 import csv
+import datetime
+import decimal
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ from conftest import ROOT, refused
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+import rewards
 import train_grpo
 from harness.before.data import load_data
 from harness.errors import UserError
@@ -283,3 +286,35 @@ def test_what_a_chat_template_refuses_is_named(policy, rows, tmp_path):
         if (said is None) != (words is None) or (words and not re.search(words, said)):
             wrong.append((arguments, said))
     assert wrong == []
+
+
+def test_columns_of_every_type_reach_rewards_and_cost_neither_samples_nor_card(
+    tiny, rows, tmp_path, monkeypatch, capsys
+):
+    """A date, a decimal, bytes, nested lists and objects, from Parquet; the plan shows them as a reward gets them."""
+    others = {
+        "day": datetime.date(2024, 1, 1),
+        "at": datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.UTC),
+        "took": datetime.timedelta(seconds=3),
+        "price": decimal.Decimal("3.10"),
+        "image_bytes": b"\x00\xff",
+        "reward_model": {"ground_truth": ["3776"], "style": "rule"},
+        "missing": None,
+    }
+    Dataset.from_list([{**row, **others} for row in rows]).to_parquet(tmp_path / "q.parquet")
+    got = {}
+
+    def needs_all(completions, day, at, took, price, image_bytes, reward_model, missing):
+        got.update({name: values[0] for name, values in locals().items() if name in others})
+        return [0.0] * len(completions)
+
+    monkeypatch.setattr(rewards, "needs_all", needs_all, raising=False)
+    source = ["--dataset.data_files", str(tmp_path / "q.parquet"), "--rewards.needs_all.weight", "1"]
+    train_grpo.main([*tiny, *source])
+    assert got == others
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert samples[-1]["price"] == "3.10" and samples[-1]["reward_model"] == others["reward_model"]
+    assert (tmp_path / "run/README.md").exists()
+    plan = " ".join(capsys.readouterr().out.split())
+    for words in ("day datetime.date(2024, 1, 1) (date)", "price Decimal('3.10') (Decimal)", "missing None (NoneType)"):
+        assert words in plan

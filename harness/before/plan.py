@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -62,6 +63,10 @@ class Plan:
             ("attention", f"{attention}{self.policy.fallback and f' ({self.policy.fallback})'}"),
             ("prompts", self.data.in_words()),
             ("first prompt", first),
+            (
+                "its columns",
+                ", ".join(_in_words(*column) for column in self.data.train[0].items() if column[0] != "prompt"),
+            ),
             ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions{by}"),
             ("the run", f"{self.steps:,} optimizer steps, {self.calls:,} generation calls of {sampled}"),
             ("", f"at most {self.calls * sampled * args.max_completion_length:,} generated tokens"),
@@ -109,3 +114,9 @@ class Plan:
             return [f"the GPU has {has / GB:.0f} GB"]
         remedy = "see what fits with --rehearse --fit, or use recipes/lora.yaml"
         return [f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"]
+
+
+def _in_words(column: str, value: Any) -> str:
+    """`answer '3776' (str)`: as a reward gets it."""
+    short = repr(value)
+    return f"{column} {short if len(short) <= 40 else short[:37] + '...'} ({type(value).__name__})"
