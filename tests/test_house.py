@@ -12,6 +12,7 @@ ORDER = [
             "policy",
             "text_files",
             "read_rows",
+            "messages",
             "data",
             "footprint",
             "plan",

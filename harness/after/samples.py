@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from harness.before.data import as_messages
+from harness.before.messages import as_messages
 from harness.reward import Reward
 
 

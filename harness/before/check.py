@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from jinja2 import TemplateError
 from peft import LoraConfig
 from transformers import AutoConfig, GenerationConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
+from harness.before.data import prompt_texts
 from harness.before.footprint import LOW_BIT
+from harness.before.messages import as_messages
 from harness.before.plan import Plan
 from harness.before.policy import Policy, loading_problem
 from harness.before.resume import check_same_run
@@ -136,6 +139,15 @@ def check_lengths(plan: Plan) -> None:
         raise settings.error("training.eval_on_start", "needs training.eval_strategy; set both or neither")
     if not all(map(str.strip, settings.samples.questions)):
         raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
+    for question in settings.samples.questions:  # the data's own system turns may hide what these lack
+        try:
+            asked = [as_messages(question, settings.prompts.system)]
+            prompt_texts(asked, plan.policy.tokenizer, args.chat_template_kwargs or {})
+        except (TemplateError, ValueError) as error:
+            name, system = settings.model["pretrained_model_name_or_path"], settings.prompts.system
+            remedy = "remove prompts.system" if system else "set prompts.system, if it wants a system turn"
+            problem = f"the template of {name} does not take {question[:40]!r} ({one_line(error)}); {remedy}, or "
+            raise settings.error("samples.questions", f"{problem}ask no questions: []") from error
     metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"

@@ -1,20 +1,21 @@
 """Data: the rows of the data set become prompts, to train on and to hold out; what becomes of each row is counted."""
 
 import difflib
-import functools
 import hashlib
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xxhash
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
+from harness.before.messages import NoMessages, read_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.errors import UserError, one_line
 from harness.reward import FROM_TRL
@@ -22,7 +23,7 @@ from harness.settings import Settings
 
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments"}
-RESERVED |= {"held_out", "prompt_length", "prompt_hash"}
+RESERVED |= {"held_out", "prompt_length", "prompt_hash", "prompt_said"}
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 
 
@@ -60,31 +61,50 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 
+    feature = rows.features[prompts.column]
+
     def add_prompts(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        messages = [as_messages(question, prompts.system) for question in batch[prompts.column]]
+        messages, said = [], []
+        for question in batch[prompts.column]:
+            try:
+                turns, changes = read_messages(without_filling(question, feature), prompts.system)
+            except NoMessages as error:
+                turns, changes = [], [str(error)]
+            messages.append(turns)
+            said.append(changes)
         asked = [conversation for conversation in messages if conversation]
         try:
-            lengths = iter(token_counts(asked, tokenizer, template) if asked else [])
+            texts = prompt_texts(asked, tokenizer, template) if asked else []
         except (TemplateError, ValueError) as error:  # the template's own words; several templates and no default
             rows_asked = {number: each for number, each in zip(numbers, messages, strict=True) if each}
             raise _refused_by_template(settings, tokenizer, rows_asked) from error
+        lengths = iter(token_counts(asked, tokenizer, template, texts) if asked else [])
+        hashes = (xxhash.xxh64_intdigest(text.encode()) >> 1 for text in texts)  # alike are what the policy sees alike
         return {
             "prompt": messages,
             "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
-            "prompt_hash": [xxhash.xxh64_intdigest(repr(conversation).encode()) >> 1 for conversation in messages],
+            "prompt_hash": [next(hashes) if conversation else 0 for conversation in messages],
+            "prompt_said": said,
         }
 
-    rows = rows.map(add_prompts, batched=True, with_indices=True, desc="Chat template")
+    # As JSON: in a struct each turn would get the keys of all others, and its template would see them.
+    made = {"prompt": List(Json()), "prompt_length": Value("int64"), "prompt_hash": Value("int64")}
+    features = Features({**rows.features, **made, "prompt_said": List(Value("string"))})
+    rows = rows.map(add_prompts, batched=True, with_indices=True, features=features, desc="Chat template")
     lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
     empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
-    if empty.all() or (empty.any() and not prompts.drop_empty):
-        first = [int(i) for i in empty.nonzero()[0][:5]]
-        held = f"rows {', '.join(map(str, first))}; row {first[0]} holds {str(rows[first[0]][prompts.column])[:60]!r}"
-        problem = (
-            f"{empty.sum()} of {len(rows):,} rows hold no question ({held}), neither text nor messages with role and "
-            "content; fix the data, or drop these rows with prompts.drop_empty: true"
-        )
-        raise settings.error("prompts.column", problem)
+    said = rows["prompt_said"][:]
+    if empty.any():
+        first, problem = (numbers := empty.nonzero()[0].tolist())[0], said[empty.argmax()][0]
+        some = f"{', '.join(map(str, numbers[:5]))}{', ...' if len(numbers) > 5 else ''}"
+        held = f"{empty.sum()} of {len(rows):,} rows hold no question (rows {some}; row {first}{problem})"
+        if empty.all() or not prompts.drop_empty:
+            remedy = "fix the data, or drop these rows with prompts.drop_empty: true"
+            raise settings.error("prompts.column", f"{held}; {remedy}")
+        print(f"note: {held}; they are dropped, as prompts.drop_empty says")
+    changes = Counter(change for row in (~empty).nonzero()[0] for change in said[row])
+    for change, count in changes.items():
+        print(f"note: prompts.column, {count:,} of {len(rows):,} rows: {change}")
     kept = (~empty & ~too_long).nonzero()[0]
     if not len(kept):
         shortest = f"the shortest of {len(rows):,} has {lengths[~empty].min()} tokens after the chat template"
@@ -106,26 +126,37 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         "the same as a held-out one (dropped)": int(known.sum()) - len(held_out),
         f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": len(different) - len(once),
     }
-    ours = {"prompt_length", "prompt_hash"} | RESERVED & {prompts.column}
+    ours = {"prompt_length", "prompt_hash", "prompt_said"} | RESERVED & {prompts.column}
     usable = rows.remove_columns([*ours])
     return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
 
 
+def prompt_texts(
+    conversations: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
+) -> list[str]:
+    """What the chat template makes of each, its generation prompt included."""
+    always = {"add_generation_prompt": True, "tokenize": False}
+    return tokenizer.apply_chat_template(conversations, **template | always)
+
+
 def token_counts(
-    conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
+    conversations: list[list[dict[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: dict[str, Any],
+    texts: list[str] | None = None,
 ) -> list[int]:
-    """How many tokens the chat template makes of each, its generation prompt included."""
-    made = functools.partial(tokenizer.apply_chat_template, conversations, **template | {"add_generation_prompt": True})
+    """How many tokens the chat template makes of each, its generation prompt included; `texts`: what it made."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return [*map(len, made()["input_ids"])]
-    texts = made(tokenize=False)
+        made = tokenizer.apply_chat_template(conversations, **template | {"add_generation_prompt": True})
+        return [*map(len, made["input_ids"])]
+    texts = texts or prompt_texts(conversations, tokenizer, template)
     tokenizer(texts[0], add_special_tokens=False)  # for its side effect: it resets the truncation of tokenizer.json
     # Upstream spends half of its time on offsets and lists of ids, which nobody needs here.
     return [*map(len, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))]
 
 
 def _refused_by_template(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: dict[int, list[dict[str, str]]]
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: dict[int, list[dict[str, Any]]]
 ) -> UserError:
     """Which of the settings, or which row, the policy's chat template does not take, and what to do."""
     template, name = (
@@ -133,9 +164,9 @@ def _refused_by_template(
         settings.model["pretrained_model_name_or_path"],
     )
 
-    def why_not(*turns: dict[str, str]) -> str:
+    def why_not(*turns: dict[str, Any]) -> str:
         try:
-            return token_counts([list(turns)], tokenizer, template) and ""
+            return prompt_texts([list(turns)], tokenizer, template) and ""
         except (TemplateError, ValueError) as error:
             return one_line(error)
 
@@ -173,28 +204,9 @@ def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
             hint = "its columns are not separated by commas; set dataset.delimiter"
         problem = f"there is no column {prompts.column!r}; the data have {', '.join(rows.column_names)}; {hint}"
         raise settings.error("prompts.column", problem)
-    if isinstance(first := rows[0][prompts.column], list) and first and _role(first[-1]) == "assistant":
-        print("note: the data are conversations; where the last turn is the assistant's, it is cut off")
     return rows
 
 
 def _rows_with(column: str, value: Any) -> bool:
     """Whether a value of an only row is in truth the list of rows, as in {"version": 1, "data": [...]}."""
     return isinstance(value, list) and any(isinstance(row, dict) and column in row for row in value)
-
-
-def as_messages(question: Any, system: str | None) -> list[dict[str, str]]:
-    """A question, or a conversation up to its last turn that is not the assistant's, as chat messages; [] for none."""
-    if isinstance(question, str):
-        messages = [{"role": "user", "content": question}] if question.strip() else []
-    else:
-        turns = question if isinstance(question, list) else []
-        turns = turns[:-1] if turns and _role(turns[-1]) == "assistant" else turns
-        texts = all(_role(turn) and isinstance(turn.get("content"), str) and turn["content"].strip() for turn in turns)
-        messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns] if texts else []
-    has_system = not messages or messages[0]["role"] == "system"
-    return messages if has_system or not system else [{"role": "system", "content": system}, *messages]
-
-
-def _role(turn: Any) -> str | None:
-    return turn.get("role") if isinstance(turn, dict) else None

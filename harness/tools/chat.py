@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.reward import Reward, load_rewards, why_no_reward
 from harness.run_folder import RunFolder
 
@@ -38,10 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     settings = folder.trained()
 
     # These imports take seconds; a wrong folder has been reported before them.
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer, TrainerState
 
     from harness.after.samples import complete, score
-    from harness.before.data import as_messages
+    from harness.before.data import prompt_texts
+    from harness.before.messages import as_messages
     from harness.reward import score_words
     from harness.tools.trained import load_model, quiet
 
@@ -55,7 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
     sampling["eos_token_ids"] = eos_token_ids(base, tokenizer)
     state, console = TrainerState.load_from_json(folder.state_file), Console(highlight=False, markup=False)
     for question in questions():
-        row = {"prompt": as_messages(question, settings["prompts"].get("system"))}
+        try:
+            row = {"prompt": as_messages(question, settings["prompts"].get("system"))}
+            prompt_texts([row["prompt"]], tokenizer, sampling["arguments"].chat_template_kwargs or {})
+        except (TemplateError, ValueError) as error:
+            problem = f"the template of {folder} does not take it: {one_line(error)}"
+            raise UserError(f"{question[:40]!r}: {problem}; ask something else") from error
         with base.disable_adapter() if base is trained else nullcontext():
             texts = complete(base, prompts=[row["prompt"]], **sampling)
         texts += complete(trained, prompts=[row["prompt"]], **sampling)

@@ -41,7 +41,7 @@ def merge(settings: dict[str, Any], folder: RunFolder, output: Path) -> tuple[st
     import torch
     from transformers import AutoTokenizer
 
-    from harness.before.data import as_messages
+    from harness.before.messages import as_messages
     from harness.tools.trained import load_model
 
     base_model, lora = settings["model"], folder.path
