@@ -190,6 +190,8 @@ def test_what_other_rows_have_is_no_key_of_a_turn(tokenizer, tmp_path):
         assert data.train["prompt"][:] == expected, ending
         lengths = [len(tokenizer(text)["input_ids"]) for text in prompt_texts(data.train["prompt"][:], tokenizer, {})]
         assert data.lengths.tolist() == lengths, ending
+    late = loaded(tokenizer, written(tmp_path / "late.jsonl", [[user(Q)]] * 1000 + rows[1:2]))  # in a batch of its own
+    assert late.train[0]["prompt"] == [user(Q)] and late.train[1000]["prompt"] == expected[1]
     nulls = [[user(Q), call({"of": None}), TOOL], [user(Q), call({"at": 1}), TOOL]]  # a null that the user wrote
     data = loaded(tokenizer, written(tmp_path / "null.jsonl", nulls))
     assert data.train[0]["prompt"][1]["tool_calls"] == call({"of": None})["tool_calls"]
