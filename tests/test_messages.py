@@ -209,7 +209,7 @@ def test_dropped_rows_are_named_and_a_system_turn_of_the_datas_own_is_said(token
     file = written(tmp_path / "q.jsonl", [[user(Q)], [user(None)], own, [user(None)]])
     loaded(tokenizer, file, "--prompts.drop_empty", "true", "--prompts.system", "日本語で")
     out = capsys.readouterr().out
-    assert "note: 2 of 4 rows hold no question (rows 1, 3; row 1, turn 0: content is null or missing; " in out
+    assert "note: 2 of 4 rows hold no question (rows 1, 3; row 1, turn 0: content is null)" in out
     assert "they are dropped, as prompts.drop_empty says" in out
     assert "note: prompts.column, 1 of 4 rows: a system turn of the data's own stays" in out
 
