@@ -66,7 +66,7 @@ FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".pa
 class Prompts:
     """How rows of the data set become prompts; config.yaml says what each one is for."""
 
-    column: str
+    column: str | list[str]
     rename: dict[str, str] | None = None
     system: str | None = None
     max_length: PositiveInt | None = None

@@ -5,7 +5,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from trl import GRPOConfig
 from harness.before.messages import NoMessages, read_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.errors import UserError, one_line
+from harness.keys import Prompts
 from harness.reward import FROM_TRL
 from harness.settings import Settings
 
@@ -55,8 +56,8 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     At most a quarter of the questions is held out. A prompt over `prompts.max_length` tokens, the template and its
     generation prompt included, is dropped. So is each further row with a question that is held out.
     """
-    prompts, template = settings.prompts, settings.training.get("chat_template_kwargs") or {}
-    rows = _with_question_column(settings, read_rows(settings))
+    template = settings.training.get("chat_template_kwargs") or {}
+    rows, prompts = _with_question_column(settings, read_rows(settings))
     if taken := sorted(RESERVED & set(rows.column_names) - {prompts.column}):
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
@@ -185,28 +186,39 @@ def _refused_by_template(
     return settings.error("prompts.column", problem)
 
 
-def _with_question_column(settings: Settings, rows: Dataset) -> Dataset:
-    """`rows`, renamed as prompts.rename says; raises UserError where they have no prompts.column then."""
+def _with_question_column(settings: Settings, rows: Dataset) -> tuple[Dataset, Prompts]:
+    """`rows`, renamed as prompts.rename says and with one column of questions, and the section that names it."""
     prompts, names = settings.prompts, rows.column_names
     for old, new in (prompts.rename or {}).items():
         if old not in names or new in names or list(prompts.rename.values()).count(new) > 1:
             problem = f"there is a column {new!r} already" if old in names else f"there is no column {old!r}"
             raise settings.error(f"prompts.rename.{old}", f"{problem}; the data have {', '.join(names)}; fix the name")
     rows = rows.rename_columns(prompts.rename or {})
-    if prompts.column not in rows.column_names:
-        near = difflib.get_close_matches(prompts.column, rows.column_names, n=1, cutoff=0.4)
-        likely = near + [name for name in USUAL if name in rows.column_names]
-        hint = f"did you mean {likely[0]}?" if likely else "choose one of them"
-        only = rows[0] if len(rows) == 1 else {}
-        for name in (name for name, value in only.items() if _rows_with(prompts.column, value)):
-            hint = f"its rows stand in {name}: set dataset.field: {name}"
-        if len(rows.column_names) == 1 and any(mark in rows.column_names[0] for mark in ";\t|，"):
-            hint = "its columns are not separated by commas; set dataset.delimiter"
-        problem = f"there is no column {prompts.column!r}; the data have {', '.join(rows.column_names)}; {hint}"
-        raise settings.error("prompts.column", problem)
-    return rows
+    columns = prompts.column if isinstance(prompts.column, list) else [prompts.column]
+    for column in columns:
+        if column not in rows.column_names:
+            problem = f"there is no column {column!r}; the data have {', '.join(rows.column_names)}"
+            raise settings.error("prompts.column", f"{problem}; {_column_meant(column, rows)}")
+    if columns == ["instruction"] and "input" in rows.column_names and any(rows["input"]):
+        print("note: the column input is no part of the question; prompts.column: [instruction, input] joins the two")
+    if columns == [prompts.column]:
+        return rows, prompts
+
+    def join(row: dict[str, Any], number: int) -> dict[str, str]:
+        texts = [row[column] for column in columns if row[column] is not None]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            problem = f"row {number} holds {str(wrong[0])[:40]}, and only texts are joined; choose one column"
+            raise settings.error("prompts.column", problem)
+        return {" + ".join(columns): "\n\n".join(filter(str.strip, texts))}
+
+    return rows.map(join, with_indices=True, desc="Questions"), replace(prompts, column=" + ".join(columns))
 
 
-def _rows_with(column: str, value: Any) -> bool:
-    """Whether a value of an only row is in truth the list of rows, as in {"version": 1, "data": [...]}."""
-    return isinstance(value, list) and any(isinstance(row, dict) and column in row for row in value)
+def _column_meant(column: str, rows: Dataset) -> str:
+    """What to do where there is no such column."""
+    for name, value in rows[0].items() if len(rows) == 1 else ():
+        if isinstance(value, list) and any(isinstance(row, dict) and column in row for row in value):
+            return f"its rows stand in {name}: set dataset.field: {name}"  # {"version": 1, "data": [...]}
+    near = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.4)
+    likely = near + [name for name in USUAL if name in rows.column_names]
+    return f"did you mean {likely[0]}?" if likely else "choose one of them"
