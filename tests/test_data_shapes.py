@@ -43,7 +43,7 @@ def test_every_row_of_the_page_works_as_written(policy, tmp_path, monkeypatch):
         content, question, columns = FILES[begin]
         settings = {}
         for part in re.findall(r"`(\w+: .*?)`", write)[: 1 if "semicolons" in shape else None]:
-            settings |= yaml.safe_load(part.replace("delimiter: ;", "delimiter: ';'"))
+            settings |= yaml.safe_load(part)
         path = (settings.setdefault("dataset", {"path": "q.jsonl"}))["path"]
         if isinstance(content, str):
             (tmp_path / path).write_text(content, encoding="utf-8")
@@ -52,17 +52,9 @@ def test_every_row_of_the_page_works_as_written(policy, tmp_path, monkeypatch):
         else:
             Dataset.from_list([content]).to_parquet(path)
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings | {"samples": {"held_out": 0}}))
-        data = load_data(
-            read_settings(["--config", str(ROOT / "demo/config.yaml"), "--config", "mine.yaml"]), tokenizer(policy)
-        )
-        row = data.train[0]
-        if (
-            row["prompt"] != [{"role": "user", "content": question}]
-            or {key: row.get(key) for key in columns} != columns
-        ):
+        settings = read_settings(["--config", str(ROOT / "demo/config.yaml"), "--config", "mine.yaml"])
+        row = load_data(settings, AutoTokenizer.from_pretrained(policy)).train[0]
+        as_said = row["prompt"] == [{"role": "user", "content": question}]
+        if not as_said or {key: row.get(key) for key in columns} != columns:
             wrong.append((shape, row))
     assert not wrong, wrong
-
-
-def tokenizer(policy):
-    return AutoTokenizer.from_pretrained(policy)
