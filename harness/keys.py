@@ -18,7 +18,8 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationE
 from pydantic.errors import PydanticUserError
 
 from harness.errors import UserError, one_line
-from harness.reward import FROM_TRL, columns, logged_name, reward_functions, why_no_reward
+from harness.reward import logged_name
+from harness.rewards_file import FROM_TRL, hints, reward_named, why_no_reward
 
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
 NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column training.output_dir samples.questions"
@@ -31,6 +32,7 @@ REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.resume_from_checkpoint": "run the same command with --resume",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
+Error = Callable[[str, str], UserError]
 Positive = Annotated[float, Field(gt=0)]
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
@@ -90,7 +92,7 @@ class Typed(str):
     read: Any = None
 
 
-def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError]) -> dict[str, Any]:
+def typed_sections(merged: dict[str, Any], error: Error) -> dict[str, Any]:
     """The sections as they are written, in the types of their keys; `error` makes what is raised of (key, problem)."""
     for section, _, key in (name.partition(".") for name in NEEDED.split()):
         if merged.get(section, {}).get(key) is None:
@@ -98,7 +100,23 @@ def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError
     if merged.get("lora") == {}:
         raise error("lora", "has no keys; write lora: null for none, or one of them, such as r: 16")
     kinds = _kinds_of_sections(str(merged["dataset"]["path"]))
-    rewards = {str(name): entry for name, entry in merged.get("rewards", {}).items() if entry is not None}
+    given: dict[str, Any] = dict.fromkeys(SECTIONS)
+    for section, values in merged.items():
+        if section not in SECTIONS:
+            raise error(str(section), _unknown(str(section), [*SECTIONS, *kinds]))
+        if section == "rewards":
+            given[section] = typed_rewards(values, error, kinds)
+        elif values is not None:
+            given[section] = _typed_part(section, values, kinds, error)
+    if not any(entry["weight"] for entry in (given["rewards"] or {}).values()):
+        raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
+    return given
+
+
+def typed_rewards(entries: dict[str, Any], error: Error, kinds: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The section `rewards` in the types of its functions, as typed_sections; `kinds`: of the other sections' keys."""
+    rewards = {str(name): entry for name, entry in entries.items() if entry is not None}
+    kinds = dict(kinds)
     for name, entry in rewards.items():
         same = [other for other in rewards if logged_name(other) == logged_name(name)]
         if problem := why_no_reward(name):
@@ -109,27 +127,16 @@ def typed_sections(merged: dict[str, Any], error: Callable[[str, str], UserError
         if len(same) > 1:
             problem = f"would be logged as {logged_name(name)}, and so would {same[1]}; rename the folder of one"
             raise error(f"rewards.{name}", problem)
-        function = reward_functions().get(name, lambda: None)
-        kinds |= _kinds(f"rewards.{name}", function, {*FROM_TRL, *columns(function)}, {"weight": float})
+        kinds |= _kinds(f"rewards.{name}", reward_named(name) or (lambda: None), FROM_TRL, {"weight": float})
+    return {name: _typed_part(f"rewards.{name}", entry, kinds, error) for name, entry in rewards.items()}
 
-    def typed(part: str, values: dict[str, Any]) -> dict[str, Any]:
-        """The values of a section, or of one of the rewards, in the types of their keys."""
-        for key in values:
-            if f"{part}.{key}" not in kinds:
-                raise error(f"{part}.{key}", _unknown(f"{part}.{key}", [*SECTIONS, *kinds]))
-        return {key: _typed(f"{part}.{key}", kinds[f"{part}.{key}"], value, error) for key, value in values.items()}
 
-    given: dict[str, Any] = dict.fromkeys(SECTIONS)
-    for section, values in merged.items():
-        if section not in SECTIONS:
-            raise error(str(section), _unknown(str(section), [*SECTIONS, *kinds]))
-        if section == "rewards":
-            given[section] = {name: typed(f"rewards.{name}", entry) for name, entry in rewards.items()}
-        elif values is not None:
-            given[section] = typed(section, values)
-    if not any(entry["weight"] for entry in (given["rewards"] or {}).values()):
-        raise UserError("rewards: none has a weight other than 0, so there is nothing to learn; give one a weight")
-    return given
+def _typed_part(part: str, values: dict[str, Any], kinds: dict[str, Any], error: Error) -> dict[str, Any]:
+    """The values of a section, or of one of the rewards, in the types of their keys."""
+    for key in values:
+        if f"{part}.{key}" not in kinds:
+            raise error(f"{part}.{key}", _unknown(f"{part}.{key}", [*SECTIONS, *kinds]))
+    return {key: _typed(f"{part}.{key}", kinds[f"{part}.{key}"], value, error) for key, value in values.items()}
 
 
 def _kinds_of_sections(source: str) -> dict[str, Any]:
@@ -161,13 +168,9 @@ def _upstream() -> dict[str, Any]:
 
 def _kinds(part: str, function: Callable, not_ours: set[str], more: dict[str, Any]) -> dict[str, Any]:
     """The type of each parameter that users may set, by its dotted name; `more` are stricter or additional ones."""
-    try:
-        hints = typing.get_type_hints(getattr(function, "__func__", function), include_extras=True)
-    except Exception:  # an annotation names what is not there: it is a user's
-        hints = {}
-    parameters = inspect.signature(function).parameters.values()
+    types_of, parameters = hints(function), inspect.signature(function).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    kinds = {name: _as_literal(hints.get(name, Any)) for name in named} | more
+    kinds = {name: _as_literal(types_of.get(name, Any)) for name in named} | more
     return {f"{part}.{key}": kind for key, kind in kinds.items() if key not in not_ours}
 
 
@@ -182,7 +185,7 @@ def _as_literal(kind: Any) -> Any:
     return list[_as_literal(parts[0])] if origin is list else kind
 
 
-def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserError]) -> Any:
+def _typed(key: str, kind: Any, value: Any, error: Error) -> Any:
     """`value` as a `kind`, as plain data."""
     try:
         finite = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -192,7 +195,9 @@ def _typed(key: str, kind: Any, value: Any, error: Callable[[str, str], UserErro
     first = None
     for reading in (_read(value, numbers=True), _read(value, numbers=False)):
         try:  # strictly where it is a number, or true would be 1, and 1 true
-            return model.model_validate({"value": reading}, strict=isinstance(reading, int)).model_dump()["value"]
+            return model.model_validate({"value": reading}, strict=isinstance(reading, int)).model_dump(mode="json")[
+                "value"
+            ]
         except ValidationError as wrong:
             first = first or _problem(key, kind, reading, wrong.errors())
     raise error(*first)
@@ -228,7 +233,7 @@ def _problem(key: str, kind: Any, value: Any, errors: list[Any]) -> tuple[str, s
 
 def _words(kind: Any) -> list[str]:
     parts = typing.get_args(kind)
-    words = [part for part in parts if isinstance(part, str)] if typing.get_origin(kind) is Literal else []
+    words = [str(part) for part in parts] if typing.get_origin(kind) is Literal else []
     return words or [word for part in parts for word in _words(part)]
 
 

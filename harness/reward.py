@@ -1,25 +1,21 @@
-"""Reward: one entry of the section `rewards`: a function of rewards.py, or a reward model; its calls are checked.
+"""Reward: one entry of the section `rewards`: a callable of rewards.py, or a reward model; its calls are checked.
 
 TRL takes a dict's keys for rewards, and sets a whole group to zero where one value is inf. Here a reward returns one
 finite number per completion, or None where it does not apply; otherwise the run ends and names the row.
-This module imports no torch, so that `python rewards.py` is quick, and the user's rewards.py only when it is asked for.
+This module imports no torch, so that `python rewards.py` is quick.
 """
 
 import asyncio
-import difflib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from harness.errors import RewardError, UserError, in_short
+from harness.rewards_file import as_annotated, columns, parameters, reward_named, title, underlying
 
-# What TRL passes to every reward beside the data's columns.
-FROM_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
 
@@ -45,13 +41,13 @@ class Reward:
 
     @property
     def columns(self) -> list[str]:
-        return columns(self.function) if self.function else []
+        """Of the data, that it needs."""
+        return [name for name in columns(self.function) if name not in self.settings] if self.function else []
 
     @property
     def title(self) -> str:
         """What it measures: the first line of its docstring."""
-        doc = (self.function.__doc__ or self.name) if self.function else "a reward model's score"
-        return doc.strip().splitlines()[0]
+        return title(self.function) or self.name if self.function else "a reward model's score"
 
     def __str__(self) -> str:
         """`length_reward (target_length 30, alpha 0.15)`"""
@@ -76,6 +72,8 @@ class Reward:
         def call(**passed):
             with self._failure_named(passed):
                 values = self._ask(passed)
+                if inspect.iscoroutine(values):  # of an async function in a decorator that is not
+                    values = asyncio.run(values)
             return check(values, passed["prompts"], passed["completions"], passed["log_metric"])
 
         async def call_async(**passed):
@@ -83,23 +81,28 @@ class Reward:
                 values = await self._ask(passed)
             return check(values, passed["prompts"], passed["completions"], passed["log_metric"])
 
-        call = call_async if inspect.iscoroutinefunction(self.function) else call
+        call = call_async if self._is_async() else call
         call.__name__ = self.name  # TRL logs a reward under its function's name
         return call
 
     def score(self, prompts: list, completions: list, others: dict[str, list], state: Any = None) -> list[float | None]:
-        """Call the function outside training as TRL would; `others`: columns, `state`: a TrainerState."""
-        passed = {"prompts": prompts, "completions": completions, "completion_ids": [[0]] * len(completions), **others}
+        """Call the function outside training as TRL would; `others`: columns and, where there are tokens,
+        `completion_ids`; `state`: a TrainerState.
+        """
+        passed = {"prompts": prompts, "completions": completions, **others}
         passed |= {"trainer_state": state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
         result = self.for_trl()(**passed)
         return asyncio.run(result) if inspect.isawaitable(result) else result
 
+    def _is_async(self) -> bool:
+        return inspect.iscoroutinefunction(underlying(self.function))
+
     def _ask(self, passed: dict[str, Any]) -> Any:
-        """Call the function with what it names of what TRL passes, and with its settings."""
-        parameters = inspect.signature(self.function).parameters
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        named = {name: value for name, value in passed.items() if takes_all or name in parameters}
-        return self.function(**named, **self.settings)
+        """Call the function with what it names of what TRL passes, and with its settings as it annotates them."""
+        takes = parameters(self.function)
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+        named = {name: value for name, value in passed.items() if takes_all or name in takes}
+        return self.function(**named, **as_annotated(self.function, self.settings))
 
     @contextmanager
     def _failure_named(self, passed: dict[str, Any]) -> Iterator[None]:
@@ -112,7 +115,7 @@ class Reward:
             raise RewardError(f"rewards.{self.name}: raised {in_short(error)}{where}; {remedy}") from error
 
     def _first_row_that_raises(self, passed: dict[str, Any]) -> int | None:
-        for row in () if inspect.iscoroutinefunction(self.function) else range(len(passed["completions"])):
+        for row in () if self._is_async() else range(len(passed["completions"])):
             try:
                 self._ask({key: [value[row]] if isinstance(value, list) else value for key, value in passed.items()})
             except Exception:
@@ -131,62 +134,18 @@ def load_rewards(
     rewards = []
     for name, entry in entries.items():
         settings = {key: value for key, value in entry.items() if key != "weight"}
-        reward = Reward(name, entry["weight"], settings, reward_functions().get(name))
+        reward = Reward(name, entry["weight"], settings, reward_named(name))
         missing = ", ".join(sorted(set(reward.columns) - set(data_columns))) if data_columns is not None else ""
         if missing and not reward.weight:
             print(f"note: {name}, of weight 0, is left out, as the data have no column {missing}")
             continue
         if missing:
             has = ", ".join(column for column in data_columns if column != "prompt")
-            problem = f"needs the column {missing}, but the data have {has}; rename one (prompts.rename), or set "
-            raise error(f"rewards.{name}", f"{problem}rewards.{name}: null to leave the reward out")
+            problem = f"needs the column {missing}, but the data have {has}; rename one (prompts.rename), give a value "
+            value = f"for all rows (rewards.{name}.{missing.split(', ')[0]})"
+            raise error(f"rewards.{name}", f"{problem}{value}, or set rewards.{name}: null to leave the reward out")
         rewards.append(reward)
     return rewards
-
-
-def rewards_py() -> ModuleType:
-    """The user's rewards.py; raises UserError where it does not import."""
-    try:
-        import rewards
-    except Exception as error:  # any mistake in the user's own file
-        place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"rewards.py{place}: does not import ({in_short(error)}); fix it there") from error
-    return rewards
-
-
-def source() -> str:
-    """The text of rewards.py."""
-    return Path(rewards_py().__file__).read_text(encoding="utf-8")
-
-
-def public_functions() -> dict[str, Callable]:
-    return {name: f for name, f in vars(rewards_py()).items() if inspect.isfunction(f) and not name.startswith("_")}
-
-
-def reward_functions() -> dict[str, Callable]:
-    """The rewards of rewards.py by name: its public functions that take `completions`."""
-    return {name: f for name, f in public_functions().items() if "completions" in inspect.signature(f).parameters}
-
-
-def columns(function: Callable) -> list[str]:
-    """The columns of the data set that a function needs: its parameters without a default that TRL does not pass."""
-    parameters = inspect.signature(function).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [name for name in required if name not in FROM_TRL]
-
-
-def why_no_reward(name: str) -> str | None:
-    """What is wrong with a name under `rewards` in the settings, or None: it names a function, or a reward model."""
-    functions = reward_functions()
-    if name in functions:
-        return None
-    if inspect.isfunction(vars(rewards_py()).get(name)):
-        return "has no parameter `completions`, which TRL passes; name it so in rewards.py"
-    if "/" in name or Path(name).is_dir():
-        return None
-    near = difflib.get_close_matches(name, functions, n=1, cutoff=0.5)
-    problem = f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}"
-    return f"{problem}; it has {', '.join(functions)}; a reward model goes by its Hub name (owner/name) or folder"
 
 
 def flat_groups(values: list[float | None], prompts: list) -> float:

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UserError, one_line
-from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_sections
+from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_rewards, typed_sections
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
@@ -66,21 +67,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     Raises UserError for a mistake, in one line.
     """
     options, values = _command_line(arguments, description)
-    merged: dict[str, Any] = {}
-    places: dict[str, str] = {}
-    for content, lines in [*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values]:
-        if content.pop("complete", False):
-            merged, places = {}, {}
-        for name, value in content.items():
-            if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
-                problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
-                raise _error(lines, name, problem)
-        if "dataset" in content:
-            content["dataset"] = _file_as_dataset(content["dataset"])
-        if "path" in content.get("dataset", {}):  # a new path replaces the whole section
-            merged.pop("dataset", None)
-            places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
-        merged, places = _laid_over(merged, content), places | lines
+    merged, places = _merged([*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values])
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expanduser(given[section][key])
@@ -90,6 +77,12 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
         print(settings.as_yaml(), end="")
         sys.exit()
     return settings
+
+
+def reward_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """The section `rewards` of config.yaml and the files over it; without the seconds that the other sections take."""
+    merged, places = _merged(map(_read_yaml, [ROOT / "config.yaml", *files]))
+    return typed_rewards(merged.get("rewards", {}), functools.partial(_error, places), {})
 
 
 def versions() -> dict[str, str]:
@@ -194,6 +187,26 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
     return content or {}, places
+
+
+def _merged(sources: Iterable[tuple[dict[str, Any], dict[str, str]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(content, places) of all sources, each laid over those before it."""
+    merged: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for content, lines in sources:
+        if content.pop("complete", False):
+            merged, places = {}, {}
+        for name, value in content.items():
+            if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
+                problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
+                raise _error(lines, name, problem)
+        if "dataset" in content:
+            content["dataset"] = _file_as_dataset(content["dataset"])
+        if "path" in content.get("dataset", {}):  # a new path replaces the whole section
+            merged.pop("dataset", None)
+            places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
+        merged, places = _laid_over(merged, content), places | lines
+    return merged, places
 
 
 def _laid_over(base: Any, overlay: Any) -> Any:

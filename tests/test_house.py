@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    *["errors", "files", "processes", "reward", "keys", "settings", "run_folder"],
+    *["errors", "files", "processes", "rewards_file", "reward", "keys", "settings", "run_folder"],
     *[
         f"before.{name}"
         for name in (

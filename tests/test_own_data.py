@@ -18,7 +18,7 @@ import rewards
 import train_grpo
 from harness.before.data import load_data
 from harness.errors import UserError
-from harness.reward import reward_functions
+from harness.rewards_file import reward_functions
 from harness.settings import read_settings
 
 

@@ -9,7 +9,8 @@ import torch
 import rewards
 import train_grpo
 from harness.errors import RewardError, RunError, UserError
-from harness.reward import Reward, columns, flat_groups, reward_functions
+from harness.reward import Reward, flat_groups
+from harness.rewards_file import columns, reward_functions
 from harness.run_folder import RunFolder
 
 

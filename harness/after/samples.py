@@ -31,12 +31,12 @@ def ask(trainer: GRPOTrainer, rewards: list[Reward], rows: list[dict[str, Any]])
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as policy,
         trainer.accelerator.autocast(),
     ):
-        completions = complete(policy, trainer.processing_class, prompts, trainer.args, trainer.eos_token_ids)
+        texts, ids = complete(policy, trainer.processing_class, prompts, trainer.args, trainer.eos_token_ids)
     trainer.model.train(was_training)
     own = sum(not row["held_out"] for row in rows)  # these come first, and have none of the data's columns
-    found = score(rewards, rows[:own], completions[:own], trainer.state)
-    found += score(rewards, rows[own:], completions[own:], trainer.state)
-    return [{"completion": text, "rewards": row} for text, row in zip(completions, found, strict=True)]
+    found = score(rewards, rows[:own], texts[:own], ids[:own], trainer.state)
+    found += score(rewards, rows[own:], texts[own:], ids[own:], trainer.state)
+    return [{"completion": text, "rewards": row} for text, row in zip(texts, found, strict=True)]
 
 
 @torch.no_grad()
@@ -46,8 +46,11 @@ def complete(
     prompts: list[list[dict[str, str]]],
     arguments: GRPOConfig,
     eos_token_ids: list[int],
-) -> list[str]:
-    """One completion a prompt, sampled as `arguments` say and with their seed; leaves the random state as it was."""
+) -> tuple[list[str], list[list[int]]]:
+    """One completion a prompt: texts, and tokens as TRL has them, up to the first that ends a text.
+
+    Sampled as `arguments` say and with their seed; leaves the random state as it was.
+    """
     more = arguments.chat_template_kwargs or {}
     tokens = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, **more)["input_ids"]
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
@@ -58,21 +61,29 @@ def complete(
         sampling |= arguments.generation_kwargs or {}
     # About as many at a time as in training, where they have to fit as well.
     at_a_time = arguments.per_device_train_batch_size * (arguments.steps_per_generation or 1)
-    completions: list[str] = []
+    texts: list[str] = []
+    ids: list[list[int]] = []
     policy.eval()
     with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
         for part in np.array_split(np.arange(len(prompts)), max(1, round(len(prompts) / at_a_time))):
             torch.manual_seed(arguments.seed + int(part[0]))  # the same random numbers before and after training
             asked = {"input_ids": [tokens[i] for i in part]}
             batch = tokenizer.pad(asked, padding_side="left", return_tensors="pt").to(policy.device)
-            output = policy.generate(**batch, **sampling)
-            completions += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return completions
+            output = policy.generate(**batch, **sampling)[:, batch["input_ids"].shape[1] :]
+            texts += tokenizer.batch_decode(output, skip_special_tokens=True)
+            for row in output.tolist():
+                end = next((i for i, token in enumerate(row) if token in eos_token_ids), len(row))
+                ids.append(row[: end + 1])
+    return texts, ids
 
 
 @torch.no_grad()
 def score(
-    rewards: list[Reward], rows: list[dict[str, Any]], completions: list[str], state: TrainerState
+    rewards: list[Reward],
+    rows: list[dict[str, Any]],
+    completions: list[str],
+    ids: list[list[int]],
+    state: TrainerState,
 ) -> list[dict[str, float | None]]:
     """Of each completion by each reward, for rows with the same columns; None where the reward needs another one."""
     if not rows:
@@ -88,7 +99,7 @@ def score(
             device = next(reward.model.parameters()).device
             found[reward.logged] = [reward.model(**each.to(device)).logits[0, 0].item() for each in inputs]
         elif set(reward.columns) <= set(others):
-            found[reward.logged] = reward.score(prompts, answers, others, state)
+            found[reward.logged] = reward.score(prompts, answers, others | {"completion_ids": ids}, state)
         else:
             found[reward.logged] = [None] * len(rows)
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]

@@ -162,7 +162,9 @@ def check_rewards(plan: Plan) -> None:
     """Call each reward function once, on two completions of a real row; raises UserError."""
     row = plan.data.train[0]
     others = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
-    completions = [[{"role": "assistant", "content": text}] for text in ("", "Yes: 42 ✨")]
+    texts = ["", "Yes: 42 ✨"]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    others["completion_ids"] = plan.policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     for reward in plan.rewards:
         where = f"rewards.{reward.name}"
         if reward.function is None:

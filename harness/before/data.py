@@ -19,7 +19,7 @@ from harness.before.messages import NoMessages, read_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.errors import UserError, one_line
 from harness.keys import Prompts
-from harness.reward import FROM_TRL
+from harness.rewards_file import FROM_TRL
 from harness.settings import Settings
 
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.

@@ -6,7 +6,7 @@ from shlex import quote
 
 from harness.before.plan import Plan
 from harness.errors import UserError, in_short
-from harness.reward import source
+from harness.rewards_file import source
 from harness.run_folder import RunFolder, difference, flat
 from harness.settings import Settings, versions
 

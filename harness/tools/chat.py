@@ -9,7 +9,6 @@ import readline  # noqa: F401  so that input() can be edited
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import UserError, one_line
-from harness.reward import Reward, load_rewards, why_no_reward
+from harness.reward import Reward, load_rewards
+from harness.rewards_file import parameters, why_no_reward
 from harness.run_folder import RunFolder
 
 
@@ -64,9 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
             problem = f"the template of {folder} does not take it: {one_line(error)}"
             raise UserError(f"{question[:40]!r}: {problem}; ask something else") from error
         with base.disable_adapter() if base is trained else nullcontext():
-            texts = complete(base, prompts=[row["prompt"]], **sampling)
-        texts += complete(trained, prompts=[row["prompt"]], **sampling)
-        found = score(rewards, [row] * 2, texts, state) or [{}, {}]
+            answers = [complete(base, prompts=[row["prompt"]], **sampling)]
+        answers.append(complete(trained, prompts=[row["prompt"]], **sampling))
+        texts, ids = ([one for (one,) in each] for each in zip(*answers, strict=True))
+        found = score(rewards, [row] * 2, texts, ids, state) or [{}, {}]
         table = Table(title=question)
         for side in ("base", "trained"):
             table.add_column(side, overflow="fold")
@@ -89,7 +90,7 @@ def todays_rewards(entries: dict[str, dict[str, Any]]) -> list[Reward]:
                 raise UserError(f"rewards.{name}: {problem}")
         rewards = load_rewards(entries, None, UserError)
         for reward in (reward for reward in rewards if reward.function):
-            for key in set(reward.settings) - set(signature(reward.function).parameters):
+            for key in set(reward.settings) - set(parameters(reward.function)):
                 raise UserError(f"rewards.{reward.name}.{key}: is no parameter of it in rewards.py")
         load_reward_models(rewards)
     except UserError as error:

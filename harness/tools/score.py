@@ -1,22 +1,84 @@
-"""Score: each reward of a text, which is what `python rewards.py` does."""
+"""The score of each reward, on texts that you type: try rewards.py before a run.
 
+python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row a text
+python rewards.py < answers.txt                       # one row a line
+python rewards.py --config mine.yaml "はい"           # with the settings of that file, as train_grpo.py reads it
+"""
+
+import argparse
 import sys
+from pathlib import Path
+from typing import NoReturn
 
-from harness.errors import RewardError
-from harness.reward import Reward, columns, public_functions, reward_functions, why_no_reward
+from harness.errors import RewardError, UserError
+from harness.reward import Reward
+from harness.rewards_file import own_callables, parameters, reward_functions, reward_named, rewards_py, why_no_reward
+from harness.settings import reward_settings
 
 
 def main() -> None:
-    """Score the text of the command line, or each line of stdin, with every reward that needs nothing but the text."""
-    texts = [" ".join(sys.argv[1:])] if sys.argv[1:] else sys.stdin.read().splitlines()
-    for name in public_functions():
+    """Score the texts of the command line, or each line of stdin, with every reward that needs nothing but the text."""
+    parser = argparse.ArgumentParser(
+        prog="rewards.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="each is scored on its own; none: the lines of stdin")
+    parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
+    parser.error = lambda problem: _end(f"{problem}; a text that begins with - comes behind --; see --help")
+    options = parser.parse_args()
+    if not options.texts and sys.stdin.isatty():
+        return parser.print_help()
+    try:
+        _score(options.texts or sys.stdin.read().splitlines(), _rewards(options.config))
+    except (UserError, RewardError) as error:
+        _end(str(error))
+
+
+def _rewards(files: list[Path]) -> list[Reward]:
+    """Those of rewards.py that a text alone can be scored by, with their settings; what the others lack is said."""
+    rewards_py()
+    try:
+        entries = reward_settings(files)
+    except UserError as error:
+        if files:
+            raise
+        _note(f"{error}; every reward is scored with its own defaults")
+        entries = {}
+    for name in own_callables():
         if problem := why_no_reward(name):
-            print(f"note: {name}: {problem}", file=sys.stderr)
-    rewards = [Reward(name, 1, {}, function) for name, function in reward_functions().items() if not columns(function)]
+            _note(f"{name}: {problem}")
+    rewards = []
+    for name in dict.fromkeys([*reward_functions(), *entries]):
+        settings = {key: value for key, value in entries.get(name, {}).items() if key != "weight"}
+        reward = Reward(name, 1, settings, reward_named(name))
+        if reward.function is None:
+            _note(f"{name}: is a reward model, which only a run loads; not scored here")
+        elif reward.columns:
+            _note(f"{name}: needs the column {', '.join(reward.columns)} of the data; not scored here")
+        elif "completion_ids" in (needed := _without_default(reward)):
+            _note(f"{name}: needs completion_ids, the tokens that a run samples; not scored here")
+        else:
+            if "prompts" in needed:
+                _note(f"{name}: the prompt is empty here")
+            rewards.append(reward)
+    return rewards
+
+
+def _without_default(reward: Reward) -> list[str]:
+    return [name for name, each in parameters(reward.function).items() if each.default is each.empty]
+
+
+def _score(texts: list[str], rewards: list[Reward]) -> None:
     print("\t".join([*(reward.name for reward in rewards), "characters", "text"]))
-    for text in texts:
-        try:  # as chat messages, which is how training passes them
-            scores = [reward.score([""], [[{"role": "assistant", "content": text}]], {})[0] for reward in rewards]
-        except RewardError as error:
-            sys.exit(f"error: {error}")
-        print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), text]))
+    for text in texts:  # as chat messages, which is how training passes them
+        scores = [reward.score([""], [[{"role": "assistant", "content": text}]], {})[0] for reward in rewards]
+        shown = text.replace("\t", "⇥").replace("\n", "⏎")  # a row stays a row
+        print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), shown]))
+
+
+def _note(words: str) -> None:
+    print(f"note: {words}", file=sys.stderr)
+
+
+def _end(problem: str) -> NoReturn:
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
