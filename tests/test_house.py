@@ -17,6 +17,8 @@ ORDER = [
             "footprint",
             "plan",
             "resume",
+            "weights",
+            "miniature",
             "check",
             "rehearse",
             "fit",

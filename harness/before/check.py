@@ -18,9 +18,11 @@ from trl import GRPOConfig
 from harness.before.data import prompt_texts
 from harness.before.footprint import LOW_BIT
 from harness.before.messages import as_messages
+from harness.before.miniature import try_a_step
 from harness.before.plan import Plan
 from harness.before.policy import Policy, loading_problem
 from harness.before.resume import check_same_run
+from harness.before.weights import check_weights
 from harness.errors import RewardError, UserError, one_line
 from harness.processes import first_decides
 from harness.run_folder import RunFolder
@@ -85,11 +87,22 @@ def check_run(plan: Plan, folder: RunFolder, resume: bool | str) -> Plan:
     """
     if resume:
         check_same_run(plan, folder)
+    if plan.args.sync_ref_model and (plan.lora or not plan.args.beta):
+        why = (
+            "with LoRA the model itself, without its adapter, is the reference"
+            if plan.lora
+            else "with beta 0 there is none"
+        )
+        raise plan.settings.error(
+            "training.sync_ref_model", f"there is no reference model to sync: {why}; set it to false"
+        )
     check_services(plan.settings, plan.args)
     check_generation(plan.settings, plan.policy)
     check_lengths(plan)
     check_rewards(plan)
+    check_weights(plan)
     plan.show()
+    try_a_step(plan)
     if not plan.settings.options.rehearse:
         first_decides(lambda: check_output(plan, folder, resume))
     return plan
@@ -118,6 +131,9 @@ def check_generation(settings: Settings, policy: Policy) -> None:
     if casts and (settings.lora or policy.dtype() != torch.bfloat16):
         problem = "with bf16 it casts the weights that are trained, or LoRA's, from float32 to bfloat16 for good"
         raise settings.error(f"training.{continuous}", f"{problem}; use it with model.dtype: bfloat16 and without LoRA")
+    if (training.get("generation_kwargs") or {}).get("do_sample") is False:
+        problem = "without sampling all answers to a question are the same, and nothing is learned; remove it"
+        raise settings.error("training.generation_kwargs.do_sample", problem)
     for key in settings.training.get("generation_kwargs") or {}:
         where = f"training.generation_kwargs.{key}"
         if key in GRPOConfig.__dataclass_fields__:
@@ -148,6 +164,9 @@ def check_lengths(plan: Plan) -> None:
             remedy = "remove prompts.system" if system else "set prompts.system, if it wants a system turn"
             problem = f"the template of {name} does not take {question[:40]!r} ({one_line(error)}); {remedy}, or "
             raise settings.error("samples.questions", f"{problem}ask no questions: []") from error
+    if args.save_strategy == "best" and not args.metric_for_best_model:
+        problem = "best by what? set training.metric_for_best_model, as recipes/best.yaml does"
+        raise settings.error("training.save_strategy", problem)
     metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"

@@ -90,8 +90,6 @@ class Plan:
         args, dtype, doubts = self.args, self.policy.dtype(), []
         if self.lora and (rate := args.learning_rate) < 1e-5:
             doubts.append(f"learning_rate {rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml")
-        if args.sync_ref_model and not args.beta:
-            doubts.append("sync_ref_model has no reference model to sync, as beta is 0")
         if not self.lora and dtype != torch.float32 and not stochastic_rounding(args) and not any(sharding(args)):
             spread = getattr(self.policy.config, "initializer_range", 0.02)  # of the weights when their training began
             drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread

@@ -70,6 +70,8 @@ def load_policy(settings: Settings) -> Policy:
     if tokenizer.chat_template is None:
         problem = f"the tokenizer of {name} has no chat template, so it is no chat model; choose an instruct model"
         raise settings.error(key, problem)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise settings.error(key, f"the tokenizer of {name} has neither a pad nor an eos token; set one of them there")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     try:

@@ -1,0 +1,113 @@
+"""What --check passes starts: each setting goes through --check and, where it passes, through a run of two steps."""
+
+import json
+import shutil
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import train_grpo
+from harness.errors import UserError
+
+LORA = ["--lora", "{r: 4, target_modules: [q_proj]}"]
+SETTINGS = [  # under `training`, words of the refusal or None, more arguments
+    ({"lr_scheduler_type": "cosine_with_min_lr"}, "training.lr_scheduler_type: One of min_lr or min_lr_rate"),
+    ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": "{min_lr: 1e-5}"}, None),
+    ({"lr_scheduler_type": "warmup_stable_decay"}, "training.lr_scheduler_type: "),
+    ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "{num_cycle: 2}"}, "lr_scheduler_kwargs.num_cycle"),
+    ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": "{lr_end: 1}"}, "training.lr_scheduler_kwargs.lr_end"),
+    ({"optim": "paged_adamw_8bit"}, "training.optim: You need to install `bitsandbytes`"),
+    ({"optim": "galore_adamw"}, "training.optim: You need to install `galore_torch`"),
+    ({"optim": "lomo"}, "training.optim: You need to install `lomo_optim`"),
+    ({"optim": "sgd", "optim_args": "momentum=high"}, "training.optim: could not convert"),
+    ({"adam_beta2": 1.5}, "training.adam_beta2: Invalid beta"),
+    ({"optim": "adafactor"}, None),
+    ({"use_liger_kernel": "true"}, "training.use_liger_kernel: "),
+    ({"sync_ref_model": "true"}, "training.sync_ref_model: there is no reference model to sync", *LORA),
+    ({"sync_ref_model": "true", "beta": 0}, "training.sync_ref_model: there is no reference model to sync"),
+    ({"sync_ref_model": "true", "ref_model_sync_steps": 1}, None),
+    ({"generation_kwargs": "{stop_strings: [。]}"}, "training.generation_kwargs: There are one or more stop strings"),
+    ({"generation_kwargs": "{num_return_sequences: 2}"}, "training.generation_kwargs: "),
+    ({"generation_kwargs": "{disable_compile: true}"}, "training.generation_kwargs.disable_compile: "),
+    ({"generation_kwargs": "{return_dict_in_generate: true}"}, "training.generation_kwargs: "),
+    ({"generation_kwargs": "{do_sample: false}"}, "training.generation_kwargs.do_sample: without sampling"),
+    ({"generation_kwargs": "{top_h: 3}"}, "training.generation_kwargs.top_h: "),
+    ({"generation_kwargs": "{bad_words_ids: [[99999999]]}"}, "training.generation_kwargs: The model vocabulary size"),
+    ({"generation_kwargs": "{bad_words_ids: [[7]]}"}, None),
+    ({"cache_implementation": "quantized"}, "training.cache_implementation: You need to install"),
+    ({"cache_implementation": "static"}, None),
+    ({"gradient_checkpointing": "true", "gradient_checkpointing_kwargs": "{foo: 1}"}, "_kwargs.foo: Unexpected"),
+    ({"save_strategy": "best"}, "training.save_strategy: best by what?"),
+    ({"report_to": "wandb"}, "training.report_to: "),
+    ({"mask_truncated_completions": "true", "loss_type": "dapo", "scale_rewards": "batch"}, None),
+    ({"learning_rate": "1e-3"}, None, *LORA),
+]  # fmt: skip
+
+
+def test_what_check_passes_starts(tiny, tmp_path):
+    wrong = []
+    for settings, words, *more in SETTINGS:
+        arguments = [part for key, value in settings.items() for part in (f"--training.{key}", str(value))]
+        run = [*tiny, "--training.max_steps", "2", "--samples.held_out", "0", *arguments, *more]
+        checked, started = outcome([*run, "--check"]), None
+        if checked is None:
+            started = outcome(run)
+            shutil.rmtree(tmp_path / "run")
+        if (checked and started) or started or bool(checked) != bool(words) or (words or "") not in (checked or ""):
+            wrong.append((settings, checked, started))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def outcome(arguments: list[str]) -> str | None:
+    """The message that a UserError ends it with; anything else fails the test."""
+    try:
+        train_grpo.main(arguments)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny, policy, tmp_path):
+    def no_weights(folder):
+        (folder / "model.safetensors").unlink()
+
+    def a_part_missing(folder):
+        no_weights(folder)
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def quantized(folder):
+        config = json.loads((folder / "config.json").read_text())
+        quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+
+    def fewer_embeddings(folder):
+        config = AutoConfig.from_pretrained(folder)
+        config.vocab_size = len(AutoTokenizer.from_pretrained(folder)) // 2
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+    def neither_pad_nor_eos(folder):
+        file = folder / "tokenizer_config.json"
+        known = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        file.write_text(json.dumps(known | {"pad_token": None, "eos_token": None}))
+
+    half = ["--model.dtype", "float16", "--training.fp16", "true", "--training.bf16", "false"]
+    rows = [
+        (no_weights, [], "holds no weights (no *.safetensors)"),
+        (a_part_missing, [], "1 of 1 files are missing (model-00001-of-00002.safetensors)"),
+        (quantized, [], "are quantized (bitsandbytes), and such are not trained; choose the model"),
+        (fewer_embeddings, [], "embeddings; use the tokenizer that belongs to it"),
+        (neither_pad_nor_eos, [], "has neither a pad nor an eos token"),
+        (lambda folder: None, half, "model.dtype: the loss scaler of fp16 wants float32 weights"),
+        (lambda folder: None, [*half, *LORA], None),
+    ]
+    wrong = []
+    for i, (spoil, more, words) in enumerate(rows):
+        folder = tmp_path / str(i)
+        shutil.copytree(policy, folder)
+        spoil(folder)
+        message = outcome([*tiny, "--model.pretrained_model_name_or_path", str(folder), *more, "--check"])
+        if bool(message) != bool(words) or (words or "") not in (message or ""):
+            wrong.append((spoil.__name__, message))
+    assert not wrong, "\n".join(map(str, wrong))
+    assert torch.get_default_dtype() == torch.float32
