@@ -19,7 +19,7 @@ from pydantic.errors import PydanticUserError
 
 from harness.errors import UserError, one_line
 from harness.reward import logged_name
-from harness.rewards_file import FROM_TRL, hints, reward_named, why_no_reward
+from harness.rewards_file import FROM_TRL, hints, plain, reward_named, why_no_reward
 
 SECTIONS = ("model", "dataset", "prompts", "rewards", "training", "lora", "samples")
 NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column training.output_dir samples.questions"
@@ -34,6 +34,7 @@ REFUSED = {  # upstream's keys that are not taken here, and what to do instead
 }
 Error = Callable[[str, str], UserError]
 Positive = Annotated[float, Field(gt=0)]
+FINITE = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 # Where GRPOConfig takes any number or word, and a wrong one is reported after the model has been loaded, or never.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": PositiveInt,
@@ -116,7 +117,6 @@ def typed_sections(merged: dict[str, Any], error: Error) -> dict[str, Any]:
 def typed_rewards(entries: dict[str, Any], error: Error, kinds: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The section `rewards` in the types of its functions, as typed_sections; `kinds`: of the other sections' keys."""
     rewards = {str(name): entry for name, entry in entries.items() if entry is not None}
-    kinds = dict(kinds)
     for name, entry in rewards.items():
         same = [other for other in rewards if logged_name(other) == logged_name(name)]
         if problem := why_no_reward(name):
@@ -127,7 +127,7 @@ def typed_rewards(entries: dict[str, Any], error: Error, kinds: dict[str, Any]) 
         if len(same) > 1:
             problem = f"would be logged as {logged_name(name)}, and so would {same[1]}; rename the folder of one"
             raise error(f"rewards.{name}", problem)
-        kinds |= _kinds(f"rewards.{name}", reward_named(name) or (lambda: None), FROM_TRL, {"weight": float})
+        kinds = kinds | _kinds(f"rewards.{name}", reward_named(name) or (lambda: None), FROM_TRL, {"weight": float})
     return {name: _typed_part(f"rewards.{name}", entry, kinds, error) for name, entry in rewards.items()}
 
 
@@ -188,18 +188,20 @@ def _as_literal(kind: Any) -> Any:
 def _typed(key: str, kind: Any, value: Any, error: Error) -> Any:
     """`value` as a `kind`, as plain data."""
     try:
-        finite = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-        model = create_model("Key", __config__=finite, value=(kind, ...))
+        model = create_model("Key", __config__=FINITE, value=(kind, ...))
     except PydanticUserError:  # a reward's annotation need not be a type
         return _typed(key, Any, value, error)
     first = None
     for reading in (_read(value, numbers=True), _read(value, numbers=False)):
         try:  # strictly where it is a number, or true would be 1, and 1 true
-            return model.model_validate({"value": reading}, strict=isinstance(reading, int)).model_dump(mode="json")[
-                "value"
-            ]
+            valid = model.model_validate({"value": reading}, strict=isinstance(reading, int))
         except ValidationError as wrong:
             first = first or _problem(key, kind, reading, wrong.errors())
+            continue
+        found = plain(valid.model_dump()["value"])
+        if isinstance(found, dict) and (lost := reading.keys() - {*found, *map(str, found)}):
+            raise error(f"{key}.{lost.pop()}", f"unknown; it has {', '.join(found)}; fix or remove it")
+        return found
     raise error(*first)
 
 

@@ -4,7 +4,9 @@ It is imported only when it is asked for, and no torch is, so that `python rewar
 """
 
 import ast
+import datetime
 import difflib
+import enum
 import functools
 import inspect
 import typing
@@ -75,9 +77,9 @@ def why_no_reward(name: str) -> str | None:
 def why_not(value: Any) -> str | None:
     """Why something in rewards.py is no reward, and what to do; None where it is one."""
     if inspect.isclass(value):
-        return "is a class; in rewards.py make one of it under this name, such as NAME = CLASS()"
+        return f"is a class; make one of it in rewards.py (NAME = {value.__name__}(...)), and name that"
     if not callable(value):
-        return f"is no function but a {type(value).__name__} in rewards.py; name a function"
+        return f"is no function but of type {type(value).__name__}; name one of rewards.py"
     if isinstance(value, functools._lru_cache_wrapper):
         return "is cached (functools), and the lists that TRL passes cannot be; cache a function of one text instead"
     try:
@@ -148,3 +150,14 @@ def as_annotated(function: Callable, settings: dict[str, Any]) -> dict[str, Any]
         with suppress(PydanticUserError):  # an annotation need not be a type
             given[key] = TypeAdapter(kinds[key]).validate_python(settings[key])
     return given
+
+
+def plain(value: Any) -> Any:
+    """The reverse of as_annotated, for one value: what YAML and JSON can hold."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    return value if isinstance(value, str | int | float | bytes | datetime.date | None) else str(value)

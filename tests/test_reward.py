@@ -1,15 +1,19 @@
 """A reward that breaks its contract stops the run before the optimizer step, and is named with row and value."""
 
 import asyncio
+import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import rewards
 import train_grpo
 from harness.errors import RewardError, RunError, UserError
-from harness.reward import Reward, flat_groups
+from harness.keys import typed_rewards
+from harness.reward import Reward, flat_groups, load_rewards
 from harness.rewards_file import columns, reward_functions
 from harness.run_folder import RunFolder
 
@@ -162,6 +166,150 @@ def test_rewards_py_holds_rewards_only():
     assert columns(rewards.answer_reward) == ["answer"] and columns(rewards.length_reward) == []
     public = {name for name, value in vars(rewards).items() if callable(value) and not name.startswith("_")}
     assert public == set(reward_functions())
+
+
+# What a user's rewards.py may hold, and under which name it is used; its settings; what it gives "あ" of the tokens
+# [1, 2, 3] (of an answer that a data set's column has), or what is said of it
+CALLABLES = """
+from __future__ import annotations
+import dataclasses, enum, functools
+from typing import TYPE_CHECKING, Literal, Optional
+from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
+if TYPE_CHECKING:
+    from nowhere import Texts
+
+class Mode(enum.Enum):
+    LOW, HIGH = "low", "high"
+
+class Level(enum.IntEnum):
+    ONE, TWO = 1, 2
+
+@dataclasses.dataclass
+class Limits:
+    most: int = 5
+
+def typed(completions: Texts, scale: int = 1, mode: Mode = Mode.LOW, level: Level = Level.ONE,
+          limits: Optional[Limits] = None, kind: Literal["a", "b"] = "a", **kwargs):
+    extra = {Mode.LOW: 0, Mode.HIGH: 10}[mode] + (100 if level is Level.TWO else 0) + (limits.most if limits else 0)
+    return [scale + extra for _ in completions]
+
+class Bonus:
+    \"\"\"A bonus.\"\"\"
+    def __init__(self, bonus): self.bonus = bonus
+    def __call__(self, completions, more: int = 0): return [self.bonus + more for _ in completions]
+    def double(self, completions): return [2 * self.bonus for _ in completions]
+
+class Slow(Bonus):
+    async def __call__(self, completions): return [self.bonus for _ in completions]
+
+def telling(function):
+    @functools.wraps(function)
+    def inner(*args, **kwargs): return function(*args, **kwargs)
+    return inner
+
+def silent(function):
+    def inner(*args, **kwargs): return function(*args, **kwargs)
+    return inner
+
+tripled = functools.partial(typed, scale=3)
+instance = Bonus(2)
+method = instance.double
+slow_instance = Slow(4)
+slow_partial = functools.partial(slow_instance)
+short = lambda completions: [float(len(c[-1]["content"])) for c in completions]
+soft = get_soft_overlong_punishment(4, 2)
+repeats = get_repetition_penalty_reward(2)
+told = telling(typed)
+hidden = silent(lambda completions, **kwargs: [6 for _ in completions])
+also = think_format_reward
+
+@telling
+async def told_slowly(completions): return [7 for _ in completions]
+
+def tokens(completion_ids): return [len(ids) for ids in completion_ids]
+def target(completions, target_length): return [target_length for _ in completions]
+def first_only(completions, /): return [1 for _ in completions]
+def helper(text): return text
+
+@functools.lru_cache
+def cached(completions): return [1]
+
+number = 3
+"""
+NAMED = [
+    ("tripled", {}, 3),
+    ("tripled", {"scale": 5}, 5),
+    ("tripled", {"scale": "x"}, "rewards.tripled.scale: should be a valid integer, got x"),
+    ("instance", {"more": 1}, 3),
+    ("instance", {"more": "x"}, "rewards.instance.more: should be a valid integer"),
+    ("instance", {"most": 1}, "rewards.instance.most: unknown"),
+    ("method", {}, 4),
+    ("slow_instance", {}, 4),
+    ("slow_partial", {}, 4),
+    ("short", {}, 1),
+    ("soft", {}, -0.5),
+    ("repeats", {}, 0),
+    ("told", {"mode": "high"}, 11),
+    ("told_slowly", {}, 7),
+    ("hidden", {}, 6),
+    ("also", {}, 0),
+    ("think_format_reward", {}, 0),  # imported, and named
+    ("think_format_rewrd", {}, "no such function in rewards.py, did you mean think_format_reward?"),
+    ("tokens", {}, 3),
+    ("typed", {"mode": "high", "level": 2, "limits": {"most": 3}, "kind": "b"}, 114),
+    ("typed", {"limits": None}, 1),
+    ("typed", {"mode": "mid"}, "rewards.typed.mode: should be one of low, high, got mid"),
+    ("typed", {"level": "TWO"}, "rewards.typed.level: should be one of 1, 2, got TWO"),
+    ("typed", {"kind": "c"}, "rewards.typed.kind: should be one of a, b, got c"),
+    ("typed", {"limits": {"most": "x"}}, "rewards.typed.limits.most: should be a valid integer, got x"),
+    ("typed", {"limits": {"least": 1}}, "rewards.typed.limits.least: unknown; it has most"),
+    ("typed", {"scale": "x"}, "rewards.typed.scale: should be a valid integer, got x"),
+    ("target", {"target_length": 30}, 30),
+    ("target", {}, "rewards.target: needs the column target_length, but the data have query; rename one"),
+    ("target", {}, "give a value for all rows (rewards.target.target_length)"),
+    ("first_only", {}, "rewards.first_only: takes completions by its place only"),
+    ("helper", {}, "rewards.helper: has no parameter `completions` (or `completion_ids`)"),
+    ("get_soft_overlong_punishment", {}, "call it there: NAME = get_soft_overlong_punishment(...)"),
+    ("cached", {}, "rewards.cached: is cached (functools)"),
+    ("Bonus", {}, "rewards.Bonus: is a class; make one of it in rewards.py (NAME = Bonus(...))"),
+    ("number", {}, "rewards.number: is no function but of type int"),
+    ("functools", {}, "rewards.functools: is no function but of type module"),
+]
+
+
+def error_of(key: str, problem: str) -> UserError:
+    return UserError(f"{key}: {problem}")
+
+
+def test_any_callable_is_a_reward_or_one_line_says_what_it_lacks(monkeypatch, tmp_path):
+    (tmp_path / "rewards.py").write_text(CALLABLES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rewards")
+    answer, wrong = [[{"role": "assistant", "content": "あ"}]], []
+    for name, settings, expected in NAMED:
+        try:
+            entries = typed_rewards({name: {"weight": 1, **settings}}, error_of, {})
+            yaml.safe_dump(entries)  # as a run records it
+            (reward,) = load_rewards(entries, ["query"], error_of)
+            (got,) = reward.score(["?"], answer, {"completion_ids": [[1, 2, 3]]})
+            right = got == expected and reward.for_trl().__name__ == name
+        except (UserError, RewardError) as error:
+            got = str(error)
+            right = isinstance(expected, str) and expected in got
+        wrong += [] if right else [(name, settings, got)]
+    assert wrong == []
+    own = {name for name, _, expected in NAMED if not isinstance(expected, str)} | {"target"}
+    assert set(reward_functions()) == own - {"think_format_reward", "hidden"}  # one imported, and one that may be any
+    titles = {name: Reward(name, 1, {}, function).title for name, function in reward_functions().items()}
+    assert titles["instance"] == "A bonus." and titles["tripled"] == "tripled" and titles["soft"] == "soft"
+
+
+def test_a_reward_of_tokens_is_given_those_of_the_answers_that_are_shown(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "tokens", lambda completion_ids: [len(ids) for ids in completion_ids], raising=False)
+    train_grpo.main([*tiny, "--rewards.tokens.weight", "1", "--training.max_steps", "1", "--samples.held_out", "8"])
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
+    scores = [sample[side]["rewards"]["tokens"] for sample in samples for side in ("before", "after")]
+    assert len(set(scores)) > 1 and all(1 <= score <= 16 for score in scores)
 
 
 ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]

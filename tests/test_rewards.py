@@ -120,3 +120,51 @@ def test_command_line_names_a_mistake(tmp_path):
         if words not in said or "Traceback" in said:
             wrong.append((function, said))
     assert wrong == []
+
+
+NEEDS = """
+from functools import partial
+
+def words(completions, least: int = 1): return [float(len(str(c[-1]["content"]).split()) >= least) for c in completions]
+def right(completions, answer, title): return [1.0 for _ in completions]
+def tokens(completion_ids): return [1.0 for _ in completion_ids]
+def polite(prompts, completions): return [0.0 for _ in completions]
+strict = partial(words, least=3)
+"""
+
+
+def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_is_said(tmp_path):
+    folder = with_function(NEEDS, tmp_path / "needs")
+    (folder / "mine.yaml").write_text("rewards: {words: {weight: 1, least: 2}, owner/judge: {weight: 1}}\n")
+    (folder / "more.yaml").write_text("rewards: {words: {least: 3}, length_reward: {target_length: 3}}\n")
+    (folder / "wrong.yaml").write_text("rewards:\n  words: {weight: 1, lest: 2}\n")
+    rows = [  # arguments, the column of the scores and those of each text, words of stderr
+        (["a b", "c"], "words", ["1", "1"], "note: right: needs the column answer, title of the data; not scored here"),
+        (["a b", "c"], "strict", ["0", "0"], "note: tokens: needs completion_ids, the tokens that a run samples"),
+        (["a b", "c"], "polite", ["0", "0"], "note: polite: the prompt is empty here"),
+        (["a b", "c"], "text", ["a b", "c"], "note: answer_reward: needs the column answer of the data"),
+        (["a\tb\nc"], "text", ["a⇥b⏎c"], ""),
+        (
+            ["--config", "mine.yaml", "a b", "c"],
+            "words",
+            ["1", "0"],
+            "note: owner/judge: is a reward model, which only",
+        ),
+        (["--config", "mine.yaml", "--config", "more.yaml", "a b", "c"], "words", ["0", "0"], ""),
+        (["--config", "mine.yaml", "--config", "more.yaml", "abc"], "length_reward", ["1"], ""),
+        (["--config", "mine.yaml", "--", "-b -c", "-c"], "words", ["1", "0"], ""),
+        (["--config", "wrong.yaml", "a"], None, [], "error: wrong.yaml:2: rewards.words.lest: unknown, did you mean "),
+        (["--config", "no.yaml", "a"], None, [], "error: no.yaml: No such file"),
+        (["--confg", "a"], None, [], "error: unrecognized arguments: --confg"),
+        (["--help"], None, [], ""),
+    ]
+    wrong = []
+    for arguments, column, expected, words in rows:
+        result = run_rewards(folder, *arguments)
+        header, *lines = [line.split("\t") for line in result.stdout.splitlines()] or [[]]
+        got = [line[header.index(column)] for line in lines] if column in header else []
+        status = 2 if words.startswith("error") else 0
+        one_line = result.stderr.count("\n") == 1 if status else True
+        if got != expected or words not in result.stderr or result.returncode != status or not one_line:
+            wrong.append((arguments, result))
+    assert wrong == [] and "--config FILE" in result.stdout
