@@ -1,11 +1,12 @@
 """Reward functions: plain text in, one float per completion out. This file is yours to edit.
 
-    python rewards.py "富士山は3776mです🗻✨"      # each reward of a text
-    python rewards.py < answers.txt               # one row a line
+    python rewards.py "富士山は3776mです🗻✨" "はい"    # each reward of each text; --config as in train_grpo.py, --help
+    python rewards.py < answers.txt                    # one row a line
 
 A reward takes `completions` (strings, or lists of chat messages), any column of the data set under its own name (here
 `answer`), and its own settings with their defaults. `**kwargs` may be left out; TRL alone needs it. To add a reward,
-write a function here, then name it under `rewards:` in config.yaml with its weight and its settings.
+write a function here, then name it under `rewards:` in config.yaml with its weight and its settings. TRL's own may be
+named where they are imported here, and `soft = get_soft_overlong_punishment(256, 64)` is a reward as well.
 """
 
 import unicodedata
