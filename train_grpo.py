@@ -21,9 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import ProgressCallback
 
     from harness.after.report import Report
-    from harness.before.check import check_machine, check_run, training_arguments
+    from harness.before.check import check_run, training_arguments
     from harness.before.data import load_data
     from harness.before.fit import fit
+    from harness.before.machine import check_machine
     from harness.before.plan import Plan
     from harness.before.policy import load_policy, load_reward_models
     from harness.before.rehearse import rehearsal, rehearse

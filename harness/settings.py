@@ -4,7 +4,6 @@ import argparse
 import difflib
 import functools
 import os
-import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from harness.errors import UserError, one_line
+from harness.errors import UserError
 from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_rewards, typed_sections
+from harness.yaml_files import Loader, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
@@ -26,14 +26,13 @@ sections of config.yaml, and where their keys are documented:
   prompts, rewards, samples                                      the comments in config.yaml
   (every training key: python -c "from trl import GRPOConfig; help(GRPOConfig)")
 """
-FULL_WIDTH = "a full-width space or colon; write : and spaces of half width"
 
 
 @dataclass
 class Settings:
     """The sections of config.yaml, in upstream's types; keys that nobody set are absent, so upstream's defaults apply.
 
-    `places`: file and line by key; `options`: the switches of the command line.
+    `places`: file and line by key, the latest file's last; `options`: the switches of the command line.
     """
 
     model: dict[str, Any]
@@ -59,6 +58,15 @@ class Settings:
         """`config.yaml:12: training.seed: PROBLEM`: with the place where the key, or its section, was set."""
         return _error(self.places, key, problem)
 
+    def latest(self, *keys: str) -> str:
+        """Of keys whose values do not go together the one that was set last, as the others were there before it.
+
+        Of those of one file, or of the command line, the first.
+        """
+        files = [*dict.fromkeys(place.rpartition(":")[0] for place in self.places.values())]
+        ranks = [files.index(self.places[key].rpartition(":")[0]) if key in self.places else -1 for key in keys]
+        return keys[ranks.index(max(ranks))]
+
 
 def read_settings(arguments: list[str] | None = None, description: str = "") -> Settings:
     """The settings of a command line: config.yaml, each --config file over it, and single values over these.
@@ -67,7 +75,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     Raises UserError for a mistake, in one line.
     """
     options, values = _command_line(arguments, description)
-    merged, places = _merged([*map(_read_yaml, [ROOT / "config.yaml", *options.config]), values])
+    merged, places = _merged([*_read(options.config), values])
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expanduser(given[section][key])
@@ -81,7 +89,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
 
 def reward_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
     """The section `rewards` of config.yaml and the files over it; without the seconds that the other sections take."""
-    merged, places = _merged(map(_read_yaml, [ROOT / "config.yaml", *files]))
+    merged, places = _merged(_read(files))
     return typed_rewards(merged.get("rewards", {}), functools.partial(_error, places), {})
 
 
@@ -131,7 +139,7 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         text = value if equals else rest.pop(0)
         value = Typed(text)
         with suppress(yaml.YAMLError):
-            value.read = yaml.load(text, Loader=_Loader)
+            value.read = yaml.load(text, Loader=Loader)
             value = value.read if text == "null" or text[:1] in ("[", "{") else value
         parts = name[2:].split(".")
         if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
@@ -147,46 +155,9 @@ def _refuse(message: str) -> None:
     raise UserError(f"command line: {message}; see --help")
 
 
-class _Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さは?, x]
-    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(content, `FILE:LINE` by dotted key) of a settings file; raises UserError for no such file or a key set twice."""
-    places: dict[str, str] = {}
-    file = "config.yaml" if path == ROOT / "config.yaml" else path
-
-    def note(node: yaml.Node, prefix: str) -> None:
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
-            if str(key.value).startswith("\u3000"):
-                raise UserError(f"{place}: {FULL_WIDTH}")
-            if name in places:
-                raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
-            places[name] = place
-            note(value, f"{name}.")
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        note(yaml.compose(text, Loader=_Loader), "")
-        content = yaml.load(text, Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; check the name after --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        for number, line in enumerate(text.splitlines() if mark else (), 1):  # the mark is often a line too late
-            if re.match(r"\s*\u3000|[ \w.-]+\uff1a", line, re.ASCII):
-                raise UserError(f"{file}:{number}: {FULL_WIDTH}") from None
-            if number == mark.line + 1 and line.lstrip(" ").startswith("\t"):
-                raise UserError(f"{file}:{number}: a tab, which YAML does not take; indent by spaces") from None
-        place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, one_line(error))
-        raise UserError(f"{place}: not YAML: {problem}; fix it there") from None
-    if not isinstance(content, dict | None):
-        raise UserError(f"{path}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
-    return content or {}, places
+def _read(files: list[Path]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """(content, places) of config.yaml and the files that are laid over it."""
+    return [read_yaml(ROOT / "config.yaml", "config.yaml"), *(read_yaml(file, str(file)) for file in files)]
 
 
 def _merged(sources: Iterable[tuple[dict[str, Any], dict[str, str]]]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -198,14 +169,16 @@ def _merged(sources: Iterable[tuple[dict[str, Any], dict[str, str]]]) -> tuple[d
             merged, places = {}, {}
         for name, value in content.items():
             if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
-                problem = f"expected a mapping, got {value or 'nothing'}; see {name} in config.yaml"
+                got = f"{value}; see {name} in config.yaml" if value else "nothing; indent its keys below it"
+                problem = f"expected a mapping, got {got}"
                 raise _error(lines, name, problem)
         if "dataset" in content:
             content["dataset"] = _file_as_dataset(content["dataset"])
         if "path" in content.get("dataset", {}):  # a new path replaces the whole section
             merged.pop("dataset", None)
             places = {key: place for key, place in places.items() if not key.startswith("dataset.")}
-        merged, places = _laid_over(merged, content), places | lines
+        merged = _laid_over(merged, content)
+        places = {key: place for key, place in places.items() if key not in lines} | lines  # the latest stand last
     return merged, places
 
 

@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 ORDER = [
-    *["errors", "files", "processes", "rewards_file", "reward", "keys", "settings", "run_folder"],
+    *["errors", "files", "processes", "rewards_file", "reward", "keys", "yaml_files", "settings", "run_folder"],
     *[
         f"before.{name}"
         for name in (
@@ -17,6 +17,7 @@ ORDER = [
             "footprint",
             "plan",
             "resume",
+            "machine",
             "weights",
             "miniature",
             "check",

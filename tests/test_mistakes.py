@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, refused
 
 import rewards
-from harness.before.check import training_arguments
+from harness.before.check import check_machine, training_arguments
 from harness.errors import UserError
 from harness.keys import NEEDED
 from harness.settings import read_settings
@@ -36,16 +36,62 @@ IN_A_FILE = {
     "a full-width colon in a section": ("training:\n  seed：1\n  beta: 0\n", 2, ["a full-width space or colon"]),
     "a full-width space": ("training:\n\u3000seed: 1\n", 2, ["a full-width space or colon"]),
     "a tab": ("training:\n\tseed: 1\n", 2, ["a tab, which YAML does not take; indent by spaces"]),
-    "a bracket that stays open": (
-        "lora: {r: 4\ntraining: {seed: 1}\n",
-        2,
-        ["not YAML: did not find expected ',' or '}'"],
-    ),
     "a section that is a number": ("samples: {held_out: 3}\ntraining: 3\n", 2, ["training: expected a mapping, got 3"]),
     "a reward that is not there": ("rewards:\n  emoji_rewrd: {weight: 1}\n", 2, ["did you mean emoji_reward?"]),
     "a reward without weight": ("rewards:\n  polite_reward: {bonus: 1}\n", 2, ["no such function in rewards.py"]),
     "a number of no reward": ("rewards:\n  emoji_reward: {max: 4}\n", 2, ["rewards.emoji_reward.max: unknown"]),
     "GRPOConfig's own check": ("training:\n  num_generations: 7\n", 2, ["generation_batch_size (64)", "divisible"]),
+    # What is no YAML, or not the YAML that was meant
+    "a tab behind spaces": ("training:\n  seed: 1\n  \tbeta: 0\n", 3, ["a tab, which YAML does not take"]),
+    "deeper than its neighbours": ("training:\n  seed: 1\n    beta: 0\n", 3, ["is indented deeper than line 2"]),
+    "deeper by one": ("training:\n  seed: 1\n\n   beta: 0\n", 4, ["is indented deeper than line 2"]),
+    "less than its neighbours": ("training:\n    seed: 1\n  beta: 0\n", 3, ["is indented by 2, and line 2 by 4"]),
+    "the first section deeper": ("  lora:\n    r: 1\ntraining: {seed: 1}\n", 3, ["less than the first line, by 2"]),
+    "not indented": (
+        "training:\nseed: 1\n",
+        1,
+        ["training: expected a mapping, got nothing; indent its keys below it"],
+    ),
+    "no colon": ("training:\n  seed 1\n  beta: 0\n", 2, ["a colon is missing behind seed"]),
+    "no colon in the last line": ("training:\n  beta: 0\n  seed 1\n", 3, ["a colon is missing behind seed"]),
+    "no colon in the only line": ("training:\n  seed 1\n", 2, ["a colon is missing behind seed"]),
+    "no colon behind a section": ("lora: null\ntraining\n  seed: 1\n", 2, ["a colon is missing behind training"]),
+    "an equals sign": ("training:\n  beta: 0\n  seed = 1\n", 3, ["an = where YAML has a colon; write seed: VALUE"]),
+    "no space": ("training:\n  seed:1\n  beta: 0\n", 2, ["a space is missing behind the colon of seed"]),
+    "no space in the last line": ("training:\n  beta: 0\n  seed:1\n", 3, ["is missing behind the colon of seed"]),
+    "no space in the only line": ("training:\n  seed:1\n", 2, ["a space is missing behind the colon of seed"]),
+    "no space in braces": ("training: {seed:1}\n", 1, ["a space is missing behind the colon of seed"]),
+    "no space behind a section": ("lora: null\ntraining:{seed: 1}\n", 2, ["behind the colon of training"]),
+    "a quote": ("training:\n  run_name: 'abc\n  seed: 1\n", 2, ["the quote that opens here is not closed"]),
+    "a double quote": ('training:\n  run_name: "abc\n  seed: 1\n', 2, ["the quote that opens here is not closed"]),
+    "an apostrophe": ("prompts:\n  system: 'Don't'\n  limit: 3\n", 2, ["a quote closes before the end of the value"]),
+    "a Windows path": ('dataset:\n  path: "C:\\data"\n', 2, ["in double quotes a \\ begins a special character"]),
+    "a brace": ("lora: {r: 4\ntraining: {seed: 1}\n", 1, ["the { that opens here is not closed"]),
+    "a bracket": ("samples:\n  questions: [a, b\n  shown: 3\n", 2, ["the [ that opens here is not closed"]),
+    "a comma": ("lora: {r: 4 bias: all}\n", 1, ["the { that opens here is not closed, or a comma is missing"]),
+    "a brace too many": ("# mine\nlora: {r: 4}}\n", 2, ["a } that nothing opens"]),
+    "a colon in a value": (
+        "prompts:\n  system: Answer: briefly\n",
+        2,
+        ["holds a colon and a space has to be in quotes"],
+    ),
+    "a value that YAML keeps": ("prompts:\n  column: @query\n", 2, ["a value that begins with @ has to be in quotes"]),
+    "a percent sign": ("prompts:\n  column: %\n", 2, ["a value that begins with % has to be in quotes"]),
+    "a star": ("dataset:\n  data_files: *.csv\n", 2, ["a value that begins with * has to be in quotes"]),
+    "an item deeper": (
+        "samples:\n  questions:\n  - a\n   - b\n",
+        4,
+        ["a - inside the text of line 3; the items of a list"],
+    ),
+    "an item less deep": ("samples:\n  questions:\n    - a\n  - b\n", 4, ["a - where a key should stand"]),
+    "an item beside its key": ("samples:\n  questions: - a\n", 2, ["in [ ] or in the lines below"]),
+    "a text not indented": (
+        "prompts:\n  system: |\n  briefly\n  limit: 3\n",
+        3,
+        ["text below a | or > has to be indented"],
+    ),
+    "two documents": ("lora: null\n---\ntraining: {seed: 1}\n", 2, ["--- begins a second document"]),
+    "a merge of git": ("training:\n<<<<<<< HEAD\n  seed: 1\n=======\n", 2, ["a mark of git"]),
 }
 
 
@@ -72,7 +118,7 @@ TRAINING = [
     ("top_p", "0", ["training.top_p: should be greater than 0", "got 0"]),
     ("min_p", "2", ["training.min_p: should be less than or equal to 1", "got 2"]),
     ("repetition_penalty", "0", ["training.repetition_penalty: should be greater than 0, got 0"]),
-    ("num_generations", "1", ["training: GRPO requires at least 2 generations"]),
+    ("num_generations", "1", ["training.num_generations: GRPO requires at least 2 generations"]),
     ("learning_rate", "fast", ["training.learning_rate: should be a valid number, got fast"]),
     ("learning_rate", "-1", ["training.learning_rate: should be greater than or equal to 0, got -1"]),
     ("beta", "-0.1", ["training.beta: should be greater than or equal to 0"]),
@@ -132,7 +178,7 @@ OTHER_SECTIONS = [
     (["--lora", "{}"], ["lora: has no keys", "lora: null"]),
     ([f"--rewards.{name}_reward.weight=0" for name in ("emoji", "length", "answer")], ["rewards: none has a weight"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml: No such file", "--config"]),
-    (["--config", "LICENSE"], ["LICENSE:93: not YAML"]),
+    (["--config", "LICENSE"], ["LICENSE:92: not YAML"]),
     (["--config", "demo/questions.jsonl"], ["demo/questions.jsonl:2: not YAML"]),
     (["--training.loss_scale"], ["training.loss_scale: has no value"]),
     (["surprise"], ["surprise: not an option"]),
@@ -144,6 +190,98 @@ def test_mistakes_in_other_sections_and_on_the_command_line(monkeypatch):
     messages = [(row, said([*DEMO, *row[0]])) for row in OTHER_SECTIONS]
     right = [all(word in said for word in words) and said.startswith(words[0]) for (_, words), said in messages]
     assert not [message for message, good in zip(messages, right, strict=True) if not good]
+
+
+# Values that do not go together, in a file laid over others and, if any, on the command line; the key that is named
+LATEST = [
+    ("training: {per_device_train_batch_size: 10}", [], "mine:1: training.per_device_train_batch_size"),
+    (
+        "training: {per_device_train_batch_size: 10}",
+        ["--training.seed=3"],
+        "mine:1: training.per_device_train_batch_size",
+    ),
+    ("training: {per_device_train_batch_size: 10}", ["--training.num_generations=4"], "training.num_generations"),
+    ("training: {num_generations: 7}", [], "mine:1: training.num_generations"),
+    (
+        "training: {num_generations: 12}",
+        ["--training.per_device_train_batch_size=10"],
+        "training.per_device_train_batch_",
+    ),
+    (
+        "training: {steps_per_generation: 3, per_device_train_batch_size: 4}",
+        [],
+        "mine:1: training.per_device_train_batch_size",
+    ),
+    ("training: {generation_batch_size: 65}", [], "mine:1: training.generation_batch_size"),
+    ("training: {generation_batch_size: 64}", ["--training.steps_per_generation=2"], "training.steps_per_generation"),
+    (
+        "training: {eval_strategy: steps, per_device_eval_batch_size: 8}",
+        ["--training.num_generations=16"],
+        "training.num_g",
+    ),
+    (
+        "training: {eval_strategy: steps}",
+        ["--training.per_device_eval_batch_size=3"],
+        "training.per_device_eval_batch_size",
+    ),
+    ("training: {load_best_model_at_end: true}", ["--training.save_strategy=epoch"], "training.save_strategy"),
+    ("training: {lr_scheduler_type: reduce_lr_on_plateau}", [], "mine:1: training.lr_scheduler_type"),
+    ("training: {fp16: true}", ["--training.bf16=true"], "training.bf16: cannot be true together with fp16"),
+    ("training: {bf16: true}", ["--training.fp16=true"], "training.fp16: cannot be true together with bf16"),
+    ("model: {quantization_config: {load_in_4bit: true}}", ["--lora=null"], "lora: quantized weights are not trained"),
+    ("lora: {target_modules: x.*}", ["--lora.layers_to_transform=1"], "lora.layers_to_transform"),
+]
+
+
+def test_of_values_that_do_not_go_together_the_one_set_last_is_named(tmp_path):
+    wrong, file = [], tmp_path / "mine.yaml"
+    for text, arguments, expected in LATEST:
+        file.write_text(text)
+        try:
+            check_machine(settings := read_settings([*DEMO, "--config", str(file), *arguments]))
+            training_arguments(settings)
+            message = "nothing"
+        except UserError as error:
+            message = str(error)
+        if not message.replace(str(file), "mine").startswith(expected):
+            wrong.append((text, arguments, message))
+    assert wrong == []
+
+
+# The same of values that only the data and the model tell not to go together: a file, the key that is named
+LATEST_WITH_DATA = [
+    ("prompts: {limit: 4}", "mine:1: prompts.limit: too little is left of the dataset: 4 read"),
+    (
+        "training: {per_device_train_batch_size: 2048}",
+        "mine:1: training.per_device_train_batch_size: too little is left",
+    ),
+    ("samples: {held_out: 0}", "mine:1: samples.held_out: there is nothing to evaluate on"),
+    ("training: {eval_strategy: 'no'}", "mine:1: training.eval_strategy: is no, but training.eval_on_start is set"),
+    ("rewards: {emoji_reward: null}", "mine:1: rewards.emoji_reward: 'rewards/emoji_reward/mean' (training.metric"),
+    ("training: {max_completion_length: 510}", "mine:1: training.max_completion_length: "),
+]
+
+
+def test_of_values_that_do_not_fit_the_data_or_the_model_the_one_set_last_is_named(tiny, tmp_path):
+    file, first, wrong = tmp_path / "mine.yaml", tmp_path / "first.yaml", []
+    more = {"eval_strategy": "steps", "eval_on_start": True, "metric_for_best_model": "rewards/emoji_reward/mean"}
+    keys = dict(zip([key[2:] for key in tiny[2::2]], tiny[3::2], strict=True))  # of a file, as mine is over it
+    sections = {"samples": {"held_out": 8}, "training": more}
+    for key, value in keys.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = yaml.safe_load(value)
+    first.write_text(yaml.safe_dump(sections))
+    for text, expected in LATEST_WITH_DATA:
+        file.write_text(text)
+        message = refused([*tiny[:2], "--config", str(first), "--config", str(file), "--check"])
+        wrong += [] if message.replace(str(file), "mine").startswith(expected) else [(text, message)]
+    assert wrong == []
+
+
+def test_what_stands_beside_the_value_that_is_named_is_named_too(tmp_path):
+    (tmp_path / "mine.yaml").write_text("training: {num_generations: 7}")
+    message = said([*DEMO, "--config", str(tmp_path / "mine.yaml")])
+    assert f"beside it stand per_device_train_batch_size: 64 ({ROOT}/demo/config.yaml:20)" in message
 
 
 def user_reward(text, monkeypatch):

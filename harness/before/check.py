@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
 from harness.before.data import prompt_texts
-from harness.before.footprint import LOW_BIT
 from harness.before.messages import as_messages
 from harness.before.miniature import try_a_step
 from harness.before.plan import Plan
@@ -29,36 +27,6 @@ from harness.run_folder import RunFolder
 from harness.settings import Settings
 
 GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses; watch.py makes it
-
-
-def check_machine(settings: Settings) -> None:
-    """Can these settings run on this machine at all? Raises UserError."""
-    training = settings.training
-    if training.get("bf16") and training.get("fp16"):  # as GRPOConfig would, from which --check takes both
-        raise settings.error("training.fp16", "cannot be true together with bf16; set one of them to false")
-    if settings.model.get("quantization_config") and settings.lora is None:
-        raise settings.error("model.quantization_config", "quantized weights are not trained; use recipes/qlora.yaml")
-    if settings.options.check and not training.get("use_cpu") and not torch.cuda.is_available():
-        return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
-    if training.get("use_vllm") and find_spec("vllm") is None:
-        raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
-    if settings.model.get("quantization_config") and find_spec("bitsandbytes") is None:
-        problem = "bitsandbytes is not installed; run `make gpu`, or leave quantization_config out"
-        raise settings.error("model.quantization_config", problem)
-    if training.get("optim") in LOW_BIT and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise settings.error("training.optim", "torchao compiles it, and there is no C compiler here; install gcc")
-    if training.get("use_cpu"):
-        return
-    if not torch.cuda.is_available():
-        raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
-    if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
-        all_of_them = f"all of them with `python -m harness launch --num_processes {count} train_grpo.py`"
-        one = "one with CUDA_VISIBLE_DEVICES=0"
-        raise UserError(f"machine: {count} GPUs are visible to plain python; use {all_of_them}, or {one}")
-    no_bf16 = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
-    if not no_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
-        raise settings.error("training.bf16", f"{problem} (with model.dtype: float32, or LoRA)")
 
 
 def training_arguments(settings: Settings, resume: bool | str = False) -> tuple[GRPOConfig, LoraConfig | None]:
@@ -130,7 +98,9 @@ def check_generation(settings: Settings, policy: Policy) -> None:
     casts = training.get(continuous) and training.get("bf16") is not False and not training.get("fp16")
     if casts and (settings.lora or policy.dtype() != torch.bfloat16):
         problem = "with bf16 it casts the weights that are trained, or LoRA's, from float32 to bfloat16 for good"
-        raise settings.error(f"training.{continuous}", f"{problem}; use it with model.dtype: bfloat16 and without LoRA")
+        key = settings.latest(f"training.{continuous}", "training.bf16", "model.dtype", "lora")
+        ours = "" if continuous in key else f"{continuous}: "
+        raise settings.error(key, f"{ours}{problem}; use it with model.dtype: bfloat16 and without LoRA")
     if (training.get("generation_kwargs") or {}).get("do_sample") is False:
         problem = "without sampling all answers to a question are the same, and nothing is learned; remove it"
         raise settings.error("training.generation_kwargs.do_sample", problem)
@@ -148,11 +118,19 @@ def check_lengths(plan: Plan) -> None:
     if len(data.train) < (needed := plan.prompts_a_batch):
         problem = f"one generation batch takes {needed} prompts (generation_batch_size / num_generations), so nothing "
         remedy = "use more data, smaller batches, or a smaller samples.held_out"
-        raise UserError(f"dataset: {data.in_words()}; {problem}would be trained; {remedy}")
+        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+        sizes = [f"training.{size}" for size in (*sizes, "generation_batch_size")]
+        key = settings.latest("prompts.limit", "samples.held_out", *sizes, "dataset.path", "dataset.data_files")
+        raise settings.error(
+            key, f"too little is left of the dataset: {data.in_words()}; {problem}would be trained; {remedy}"
+        )
     if args.eval_strategy != "no" and not data.held_out:
-        raise settings.error("training.eval_strategy", "there is nothing to evaluate on; set samples.held_out")
+        key = settings.latest("training.eval_strategy", "samples.held_out")
+        raise settings.error(key, "there is nothing to evaluate on; set samples.held_out, or eval_strategy: no")
     if args.eval_on_start and args.eval_strategy == "no":
-        raise settings.error("training.eval_on_start", "needs training.eval_strategy; set both or neither")
+        key = settings.latest("training.eval_on_start", "training.eval_strategy")
+        needs = "needs training.eval_strategy" if key.endswith("start") else "is no, but training.eval_on_start is set"
+        raise settings.error(key, f"{needs}; set both or neither")
     if not all(map(str.strip, settings.samples.questions)):
         raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
     for question in settings.samples.questions:  # the data's own system turns may hide what these lack
@@ -169,12 +147,15 @@ def check_lengths(plan: Plan) -> None:
         raise settings.error("training.save_strategy", problem)
     metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
-        problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
-        raise settings.error("training.metric_for_best_model", problem)
+        key, reward = "training.metric_for_best_model", metric.removeprefix("eval_").split("/")[1:2]
+        problem = f"{metric!r} ({key}) is no metric of the rewards; choose one of {', '.join(metrics)}"
+        raise settings.error(settings.latest(key, *(f"rewards.{name}" for name in reward)), problem)
     context = getattr(plan.policy.config.get_text_config(), "max_position_embeddings", math.inf)  # ALiBi has no limit
     if (prompt := int(data.lengths.max())) + args.max_completion_length > context:
         problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "
-        raise settings.error("training.max_completion_length", f"{problem}context of {context}; lower it")
+        keys = ("training.max_completion_length", "prompts.max_length", "model.pretrained_model_name_or_path")
+        remedy = "lower training.max_completion_length or prompts.max_length"
+        raise settings.error(settings.latest(*keys), f"{problem}context of {context}; {remedy}")
 
 
 def check_rewards(plan: Plan) -> None:
@@ -220,8 +201,24 @@ def _built(settings: Settings, section: str, kind: type, values: dict[str, Any])
         return kind(**values)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
         message = one_line(error).rstrip(".")
-        named = {key: message.find(key) for key in values if key in message and f"{section}.{key}" in settings.places}
-        named |= {key: 0 for key, value in values.items() if isinstance(value, str) and message.startswith(value)}
-        if named:  # by the first one in the message
-            raise settings.error(f"{section}.{min(named, key=named.get)}", f"{message}; fix the value") from error
-        raise UserError(f"{section}: {message}; fix the value") from error
+        cured, involved = [], []
+        for key in (key for key in values if f"{section}.{key}" in settings.places):
+            try:
+                kind(**{name: value for name, value in values.items() if name != key})
+                cured.append(key)
+            except Exception as other:  # the same check with other values: the key is one of those that it is about
+                same = one_line(other)[:20] == message[:20] and one_line(other).rstrip(".") != message
+                involved += [key] if same else []
+        named = sorted((key for key in values if key in message), key=message.find)
+        named += [key for key, value in values.items() if isinstance(value, str) and message.startswith(value)]
+        keys = [key for key in dict.fromkeys([*cured, *involved] or named) if f"{section}.{key}" in settings.places]
+        if not keys:
+            raise UserError(f"{section}: {message}; fix the value") from error
+        blamed = settings.latest(*(f"{section}.{key}" for key in keys))
+        others = [
+            f"{key}: {values[key]} ({settings.places[f'{section}.{key}'] or 'command line'})"
+            for key in keys
+            if f"{section}.{key}" != blamed
+        ]
+        beside = f"; beside it stand {', '.join(others)}" if others and (cured or involved) else ""
+        raise settings.error(blamed, f"{message}; fix the value{beside}") from error
