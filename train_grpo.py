@@ -7,6 +7,7 @@ python train_grpo.py --training.learning_rate 2e-6     # one value
 python train_grpo.py --resume                          # go on where a stopped run was saved last
 """
 
+import os
 import sys
 
 from harness.tools.end import exit_status, go_offline_without_network
@@ -16,6 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.settings import read_settings
 
     settings = read_settings(arguments, description=__doc__)
+    if settings.training.get("use_cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is to look at a GPU, which would start CUDA there
 
     # These imports take seconds; a mistake in the settings has been reported before them.
     from transformers import ProgressCallback

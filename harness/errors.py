@@ -35,3 +35,9 @@ def one_line(text: Any) -> str:
 def in_short(error: BaseException) -> str:
     """`ValueError: its message`, in one line."""
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a GPU or the machine had too little memory, by the words of PyTorch and of ours."""
+    words = ("out of GPU memory", "out of memory", "can't allocate memory", "MemoryError")
+    return any(each in f"{type(error).__name__}: {error}" for each in words)

@@ -66,7 +66,8 @@ class Reward:
             values = _one_number_each(self.name, values, prompts, completions)
             lengths = [len(c if isinstance(c, str) else c[-1]["content"] or "") for c in completions]
             log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
-            log_metric(f"rewards/{self.name}/flat_groups", flat_groups(values, prompts))
+            if (share := flat_groups(values, prompts)) is not None:
+                log_metric(f"rewards/{self.name}/flat_groups", share)
             return values
 
         def call(**passed):
@@ -148,12 +149,15 @@ def load_rewards(
     return rewards
 
 
-def flat_groups(values: list[float | None], prompts: list) -> float:
-    """The share of groups, the neighbours with the same prompt, in which the values differ by less than FLAT."""
+def flat_groups(values: list[float | None], prompts: list) -> float | None:
+    """The share of groups, the neighbours with the same prompt, in which the values differ by less than FLAT.
+
+    A group to which the reward does not apply is left out; None where it applies to none.
+    """
     groups = itertools.groupby(zip(prompts, values, strict=True), key=lambda pair: pair[0])
     scores = [[value for _, value in group if value is not None] for _, group in groups]
-    flat = [not group or max(group) - min(group) < FLAT for group in scores]
-    return sum(flat) / len(flat)
+    flat = [max(group) - min(group) < FLAT for group in scores if group]
+    return sum(flat) / len(flat) if flat else None
 
 
 def logged_name(name: str) -> str:

@@ -155,7 +155,9 @@ def test_flat_groups():
         ([1, 1, 0, 1], 0.5),
         ([1, 1, 0.5, 0.5], 1),  # flat within each group, whatever the groups are
         ([0.1, 0.1 + 1e-6, 0, 1], 0.5),  # noise is no difference
-        ([None, 1, None, None], 1),  # nothing to compare
+        ([None, 1, None, None], 1),  # nothing to compare in the first; the second is left out
+        ([0, 1, None, None], 0),
+        ([None, None, None, None], None),
     ]
     found = [flat_groups(values, ["a", "a", "b", "b"]) for values, _ in rows]
     assert [(*row, share) for row, share in zip(rows, found, strict=True) if share != row[1]] == []

@@ -12,14 +12,13 @@ import re
 import tempfile
 import traceback
 
-import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOTrainer
 
 from harness.before.footprint import sharding
 from harness.before.plan import Plan
-from harness.errors import UserError, one_line
+from harness.errors import UserError, one_line, out_of_memory
 
 SETTINGS_OF = {  # of a part of upstream
     "create_optimizer": ("optim", "optim_args", "adam_beta2", "adam_beta1", "adam_epsilon"),
@@ -42,7 +41,8 @@ def try_a_step(plan: Plan) -> None:
         ):
             _step(plan, folder)
     except Exception as error:  # all that upstream raises, about a setting of any name
-        raise _blamed(plan, error) from error
+        if not out_of_memory(error):  # of which the run itself has more to say
+            raise _blamed(plan, error) from error
     finally:
         logging.disable(logging.NOTSET)
 
@@ -54,6 +54,8 @@ def _step(plan: Plan, folder: str) -> None:
     args.load_best_model_at_end = args.eval_on_start = args.torch_compile = args.sync_ref_model = False
     args.beta = 0.0  # the reference model is loaded by its name
     args.max_completion_length, args.max_steps, args.reward_weights = 2, 1, [1.0]
+    args.gradient_accumulation_steps = args.steps_per_generation = args.num_iterations = 1
+    args.per_device_train_batch_size = args.generation_batch_size = args.num_generations
     if args.use_vllm:
         args.use_vllm, args.generation_kwargs = False, None
     text = plan.policy.config.get_text_config()
@@ -63,12 +65,11 @@ def _step(plan: Plan, folder: str) -> None:
         attn_implementation=plan.policy.keywords.get("attn_implementation"),
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).to(torch.float32 if plan.lora else plan.policy.dtype())
-    rows = plan.data.train.select(np.resize(np.arange(len(plan.data.train)), plan.prompts_a_batch))
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[_any_reward],
         args=args,
-        train_dataset=rows.select_columns("prompt"),
+        train_dataset=plan.data.train.select([0]).select_columns("prompt"),
         processing_class=plan.policy.tokenizer,
     )
     if not args.optim_target_modules:  # they are names of the real model

@@ -24,13 +24,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from harness.before.footprint import GB, moved_share, rounded_away, stochastic_rounding
 from harness.before.plan import Plan
-from harness.errors import SMALLER, RunError, UserError
+from harness.errors import SMALLER, RunError, UserError, out_of_memory
 from harness.reward import FLAT
 from harness.run_folder import RunFolder
 from harness.settings import Settings, versions
 
 WORST_STEPS = 3
-OUT_OF_MEMORY = ("out of GPU memory", "out of memory", "can't allocate memory", "MemoryError")
 
 
 @contextmanager
@@ -48,7 +47,7 @@ def rehearsal(plan: Plan, folder: RunFolder) -> Iterator[RunFolder]:
     try:
         yield RunFolder(args.output_dir)
     except RunError as error:
-        if keep := not any(words in str(error) for words in OUT_OF_MEMORY):
+        if keep := not out_of_memory(error):
             raise  # the folder stays, as its error.log has the traceback
         raise UserError(f"rehearsal: out of memory ({str(error)[:120]}); {SMALLER}, or try --fit") from error
     finally:
@@ -140,7 +139,7 @@ def _what_rewards_teach(trainer: GRPOTrainer, clock: Clock) -> dict[str, Any]:
         # Of a group to which the reward does not apply all is NaN, which pandas leaves out of its means.
         groups = pd.DataFrame(rows[name].to_numpy(dtype=float).reshape(-1, args.num_generations))
         best, mean, spread = groups.max(axis=1), groups.mean(axis=1), groups.max(axis=1) - groups.min(axis=1)
-        flat, climb = (~(spread >= FLAT)).mean(), (best - mean).mean()
+        flat, climb = (spread.dropna() < FLAT).mean(), (best - mean).mean()
         found = {"mean": mean.mean(), "std": groups.stack().std(ddof=0), "flat": flat, "climb": climb}
         rewards[name] = {key: float(value) for key, value in found.items()}
     total = (rows[trainer.reward_func_names].fillna(0) * args.reward_weights).sum(axis=1)

@@ -58,8 +58,9 @@ class Watch(TrainerCallback, ExportableState):
         """(cause, message) of each."""
         # A group in which all completions score alike teaches nothing. TRL's share is of the weighted sum.
         all_alike = logs["frac_reward_zero_std"]
-        flat = {name: logs.get(f"rewards/{name}/flat_groups", all_alike) for name in self.trained}
-        if min(flat.values()) > 0.5:
+        applies = [name for name in self.trained if logs.get(f"rewards/{name}/mean") is not None]
+        flat = {name: logs.get(f"rewards/{name}/flat_groups", all_alike) for name in applies}
+        if min(flat.values(), default=0) > 0.5:
             shares = ", ".join(f"{name} in {share:.0%} of them" for name, share in flat.items())
             yield "groups", f"most groups carry no signal, as all completions score alike: {shares}"
         if (cut := logs.get("completions/clipped_ratio", 0)) > 0.5:
