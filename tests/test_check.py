@@ -47,7 +47,7 @@ DATA = [
     (["--dataset.path", "my/data", "--dataset.data_files", "null"], ["dataset.path: there is no", "/my/data, and"]),
     (["--dataset.path", "./data", "--dataset.data_files", "null"], ["there is no folder or file", f"{ROOT}/data;"]),
     (["--dataset.data_files", "no.json"], ["data_files: there is no folder or file", f"{ROOT}/no.json; fix"]),
-    (["--dataset.data_files", "LICENSE"], ["dataset.data_files: LICENSE does not load"]),
+    (["--dataset.data_files", "LICENSE"], ["dataset.data_files: LICENSE:2: not JSON"]),
     (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
     (["--prompts.column", "question"], ["prompts.column: there is no column 'question'", "did you mean query?"]),
     (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
@@ -291,7 +291,7 @@ def test_a_launcher_that_kills_after_half_a_minute_is_named(tiny, capsys, monkey
 
 def test_what_low_bits_need_is_checked(tiny, monkeypatch):
     quantized = ["--model.quantization_config", "{load_in_4bit: true}", "--lora.r", "8"]
-    monkeypatch.setattr("harness.before.check.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.before.machine.find_spec", lambda name: None)
     assert refused([*tiny, *quantized, "--check"]).startswith(
         "model.quantization_config: bitsandbytes is not installed"
     )
