@@ -80,7 +80,7 @@ def why_not(value: Any) -> str | None:
         return f"is a class; make one of it in rewards.py (NAME = {value.__name__}(...)), and name that"
     if not callable(value):
         return f"is no function but of type {type(value).__name__}; name one of rewards.py"
-    if isinstance(value, functools._lru_cache_wrapper):
+    if hasattr(value, "cache_info"):
         return "is cached (functools), and the lists that TRL passes cannot be; cache a function of one text instead"
     try:
         takes = parameters(value)

@@ -258,7 +258,10 @@ LATEST_WITH_DATA = [
     ),
     ("samples: {held_out: 0}", "mine:1: samples.held_out: there is nothing to evaluate on"),
     ("training: {eval_strategy: 'no'}", "mine:1: training.eval_strategy: is no, but training.eval_on_start is set"),
-    ("rewards: {emoji_reward: null}", "mine:1: rewards.emoji_reward: 'rewards/emoji_reward/mean' (training.metric"),
+    (
+        "rewards: {emoji_reward: null}",
+        "mine:1: rewards.emoji_reward: training.metric_for_best_model: 'rewards/emoji_reward/mean' is no ",
+    ),
     ("training: {max_completion_length: 510}", "mine:1: training.max_completion_length: "),
 ]
 

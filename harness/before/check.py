@@ -148,8 +148,9 @@ def check_lengths(plan: Plan) -> None:
     metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         key, reward = "training.metric_for_best_model", metric.removeprefix("eval_").split("/")[1:2]
-        problem = f"{metric!r} ({key}) is no metric of the rewards; choose one of {', '.join(metrics)}"
-        raise settings.error(settings.latest(key, *(f"rewards.{name}" for name in reward)), problem)
+        problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
+        blamed = settings.latest(key, *(f"rewards.{name}" for name in reward))
+        raise settings.error(blamed, problem if blamed == key else f"{key}: {problem}")
     context = getattr(plan.policy.config.get_text_config(), "max_position_embeddings", math.inf)  # ALiBi has no limit
     if (prompt := int(data.lengths.max())) + args.max_completion_length > context:
         problem = f"{prompt} tokens of prompt and {args.max_completion_length} of completion exceed the model's "

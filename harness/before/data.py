@@ -65,14 +65,15 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     feature = rows.features[prompts.column]
 
     def add_prompts(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        messages, said = [], []
+        kept, said = [], []
         for question in batch[prompts.column]:
             try:
                 turns, changes = read_messages(without_filling(question, feature), prompts.system)
             except NoMessages as error:
                 turns, changes = [], [str(error)]
-            messages.append(turns)
+            kept.append([json.dumps(turn, ensure_ascii=False, default=str) for turn in turns])
             said.append(changes)
+        messages = [[*map(Json().decode_example, turns)] for turns in kept]  # as the template sees them in training
         asked = [conversation for conversation in messages if conversation]
         try:
             texts = prompt_texts(asked, tokenizer, template) if asked else []
@@ -82,7 +83,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         lengths = iter(token_counts(asked, tokenizer, template, texts) if asked else [])
         hashes = (xxhash.xxh64_intdigest(text.encode()) >> 1 for text in texts)  # alike are what the policy sees alike
         return {
-            "prompt": messages,
+            "prompt": kept,
             "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
             "prompt_hash": [next(hashes) if conversation else 0 for conversation in messages],
             "prompt_said": said,

@@ -128,8 +128,6 @@ def _turn(turn: Any, where: str, said: list[str]) -> dict[str, Any]:
     if role != known:
         said.append(f"the role {role} is read as {known}")
     others = {key: value for key, value in left.items() if value is not None}
-    # Whatever a column can hold becomes what JSON can hold, which is how the messages are kept.
-    others = json.loads(json.dumps(others, default=str)) if others else {}
     (key, content), calls = found["content"], any(others.get(call) for call in CALLS)
     if calls and content in (None, []):
         content = ""  # for None a template that writes the content would write None
