@@ -127,12 +127,12 @@ def _kept(policy, args, lora, shape, cast, layers: int, padded: bool) -> int:
         )  # fmt: skip
         body = model.base_model.train()
         get_peft_model(model, lora) if lora else None  # in place
-        weights = {tensor.untyped_storage()._cdata for tensor in body.parameters()}
+        weights = {id(tensor.untyped_storage()) for tensor in body.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                held[storage._cdata] = storage  # kept, or the next one could have its address
+            if id(storage) not in weights:
+                held[id(storage)] = storage  # kept, or the next one could have its address
             return tensor
 
         mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool) if padded and not flash else None

@@ -39,7 +39,7 @@ def try_a_step(plan: Plan) -> None:
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            _step(plan, folder)
+            _train_once(plan, folder)
     except Exception as error:  # all that upstream raises, about a setting of any name
         if not out_of_memory(error):  # of which the run itself has more to say
             raise _blamed(plan, error) from error
@@ -47,7 +47,7 @@ def try_a_step(plan: Plan) -> None:
         logging.disable(logging.NOTSET)
 
 
-def _step(plan: Plan, folder: str) -> None:
+def _train_once(plan: Plan, folder: str) -> None:
     args = copy.copy(plan.args)
     args.output_dir, args.report_to, args.push_to_hub, args.disable_tqdm = folder, [], False, True
     args.save_strategy = args.logging_strategy = args.eval_strategy = "no"
