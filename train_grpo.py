@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         return fit(settings, arguments)
     folder = RunFolder(settings.training["output_dir"])
     resume = whether_to_resume(settings, folder)
-    args, lora = training_arguments(settings, resume)
+    args, lora = training_arguments(settings)
     policy = load_policy(settings)
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)

@@ -30,6 +30,7 @@ REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.trust_remote_code": "set model.trust_remote_code",
     "training.remove_unused_columns": "leave it out; the rewards need the data's columns",
     "training.resume_from_checkpoint": "run the same command with --resume",
+    "training.ignore_data_skip": "leave it out; --resume goes on in the data where it was",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
 Error = Callable[[str, str], UserError]

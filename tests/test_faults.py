@@ -111,6 +111,35 @@ def test_stops_change_nothing_in_later_epochs_nor_at_the_end(policy, tmp_path, m
     assert stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [3, 8, 9], monkeypatch) == whole
 
 
+EVALUATED = ["--samples.held_out", "1", "--training.per_device_eval_batch_size", "4", "--training.eval_strategy"]
+BEST = ["steps", "--training.eval_steps", "1", "--training.save_strategy", "best"]
+BEST += ["--training.metric_for_best_model", "reward"]
+
+
+def test_stops_change_nothing_where_a_run_is_evaluated(policy, tmp_path, monkeypatch):
+    """Where an epoch ends with an evaluation (of four steps each), and where only the best is saved."""
+    for name, more, stops in (("epoch", ["epoch"], [4, 6, 8]), ("best", BEST, [3])):
+        whole = stopped_and_resumed(policy, tmp_path / name, SHAPES[0], [], monkeypatch, *EVALUATED, *more)
+        parts = stopped_and_resumed(policy, tmp_path / f"{name}2", SHAPES[0], stops, monkeypatch, *EVALUATED, *more)
+        assert parts == whole, name
+        states = [RunFolder(tmp_path / f"{name}{end}/run").state()["log_history"] for end in ("", "2")]
+        evaluated = [[log["step"] for log in history if "eval_reward" in log] for history in states]
+        assert evaluated[0] and evaluated[0] == evaluated[1], name
+
+
+def test_resume_auto_after_a_first_save_that_was_killed_begins_as_a_run_does(policy, tmp_path, monkeypatch):
+    more = [*EVALUATED, "steps", "--training.eval_steps", "100", "--training.eval_on_start", "true"]
+    whole = stopped_and_resumed(policy, tmp_path / "whole", SHAPES[0], [], monkeypatch, *more)
+    half_written = tmp_path / "parts/run/checkpoint-1"
+    half_written.mkdir(parents=True)
+    shutil.copy(tmp_path / "whole/run/config.yaml", half_written.parent)
+    shutil.copy(tmp_path / "whole/run/rewards.py", half_written.parent)
+    shutil.copy(tmp_path / "whole/run/run.json", half_written.parent)
+    parts = stopped_and_resumed(policy, tmp_path / "parts", SHAPES[0], [], monkeypatch, *more, "--resume", "auto")
+    history = RunFolder(tmp_path / "parts/run").state()["log_history"]
+    assert parts == whole and "eval_reward" in history[0] and history[0]["step"] == 0
+
+
 @pytest.mark.sweep  # torchao compiles its step for each shape, a minute in all
 def test_rounding_by_chance_is_resumed_exactly(policy, tmp_path, monkeypatch):
     low_bit = ["--model.dtype", "bfloat16", "--training.optim", "adamw_torch_8bit"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,6 +45,7 @@ SETTINGS = [  # under `training`, words of the refusal or None, more arguments
 ]  # fmt: skip
 
 
+@pytest.mark.miniature
 def test_what_check_passes_starts(tiny, tmp_path):
     wrong = []
     for settings, words, *more in SETTINGS:

@@ -11,7 +11,9 @@ from trl import GRPOTrainer
 
 import rewards
 import train_grpo
-from harness.run_folder import difference
+from harness.after import report
+from harness.errors import RewardError, RunError
+from harness.run_folder import RunFolder, difference
 from harness.tools import merge
 
 
@@ -149,3 +151,29 @@ def test_an_adapter_is_merged_first_with_the_command_that_is_printed(tiny, tmp_p
     merge.main([message.split("harness merge ")[1].split(";")[0]])
     train_grpo.main([*tiny, *start, f"{tmp_path}/lora-merged"])
     assert (tmp_path / "run/model.safetensors").exists() and torch.get_default_dtype() == torch.float32
+
+
+def test_what_could_not_be_gone_on_with_is_refused_at_the_start(tiny):
+    message = refused([*tiny, "--training.save_only_model", "true", "--resume", "auto"])
+    assert "training.save_only_model: its checkpoints cannot be gone on with" in message
+    assert "training.ignore_data_skip: leave it out" in refused([*tiny, "--training.ignore_data_skip", "true"])
+
+
+def test_a_judge_that_hangs_up_in_the_last_asking_costs_the_asking_only(tiny, tmp_path, monkeypatch):
+    asked, ask = [], report.ask
+
+    def hangs_up(*args):
+        asked.append(None)
+        if len(asked) == 2:
+            raise RewardError("rewards.judge: raised ConnectionError: it hung up")
+        return ask(*args)
+
+    monkeypatch.setattr(report, "ask", hangs_up)
+    with pytest.raises(
+        RunError, match=r"is trained, and saved in .*asking the questions again failed .rewards.judge: rai"
+    ):
+        train_grpo.main(tiny)
+    weights = (tmp_path / "run/model.safetensors").read_bytes()
+    train_grpo.main([*tiny, "--resume"])
+    assert (tmp_path / "run/model.safetensors").read_bytes() == weights
+    assert all(sample["after"] for sample in RunFolder(tmp_path / "run").samples())

@@ -22,7 +22,7 @@ from harness.after.samples import ask, rows_to_ask
 from harness.after.verdict import verdict
 from harness.before.plan import Plan
 from harness.during.watch import Watch, best_in_words
-from harness.errors import RunError
+from harness.errors import RunError, one_line
 from harness.files import write_whole
 from harness.reward import score_words
 from harness.run_folder import RunFolder
@@ -67,8 +67,12 @@ class Report(TrainerCallback, ExportableState):
     on_push_begin = on_save
 
     def finish(self) -> None:
-        """Ask again, write everything, print how the run ended; raises RunError where nothing was learned."""
-        self._attempt(self._ask_again)
+        """Ask again, write everything, print how the run ended; raises RunError where it ended badly."""
+        try:
+            self._ask_again()
+        except Exception as error:  # of a reward: a judge that hangs up
+            problem = f"the model is trained, and saved in {self.folder}; but asking the questions again failed"
+            self.watch.failure = self.watch.failure or f"{problem} ({one_line(error)}); --resume asks them"
         self.next_drawing = 0.0
         self.write()
         if self.main:

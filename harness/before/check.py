@@ -29,7 +29,7 @@ from harness.settings import Settings
 GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses; watch.py makes it
 
 
-def training_arguments(settings: Settings, resume: bool | str = False) -> tuple[GRPOConfig, LoraConfig | None]:
+def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
     """GRPOConfig, and LoraConfig where there is LoRA; raises UserError with what they say against the settings."""
     elsewhere = ("revision", "subfolder", "token", "cache_dir")
     training: dict[str, Any] = {
@@ -40,8 +40,6 @@ def training_arguments(settings: Settings, resume: bool | str = False) -> tuple[
         # For the reference model, which TRL loads by the policy's name.
         "model_init_kwargs": {key: settings.model[key] for key in elsewhere if key in settings.model} or None,
     }
-    if resume:
-        training["eval_on_start"] = False  # done before the stop
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
         training |= {"use_cpu": True, "bf16": False, "fp16": False}
     arguments = _built(settings, "training", GRPOConfig, training)

@@ -23,6 +23,9 @@ def whether_to_resume(settings: Settings, folder: RunFolder) -> bool | str:
     `auto` is False where there is no checkpoint, and ends the program where the run is done.
     """
     resume = settings.options.resume
+    if resume == "auto" and settings.training.get("save_only_model"):
+        problem = "its checkpoints cannot be gone on with, so that --resume auto would start anew each time"
+        raise settings.error("training.save_only_model", f"{problem}; set it to false")
     if resume == "auto" and not folder.checkpoints() and folder.status().get("status") != "done":
         return False
     if resume and not folder.settings_file.exists():

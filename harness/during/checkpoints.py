@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from harness.during.stop import stop
 from harness.during.trainer import Trainer, total_norm
@@ -36,12 +37,14 @@ class Checkpoints(TrainerCallback):
         self.skipped = 0
         self.uploads: list[Future] = []
         self.stopped_by = 0  # the signal after which all processes stop
+        self.held = False  # a save that waits for the evaluation at the epoch's end
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         # Upstream would delete older checkpoints before the new one is sealed.
         self.limit, args.save_total_limit = args.save_total_limit, None
         if self.resumed_from is None:
             return
+        args.eval_on_start = False  # done before the stop
         self.trainer.load_extras(self.resumed_from)
         if args.shuffle_dataset:
             batches = train_dataloader.batch_sampler
@@ -66,14 +69,24 @@ class Checkpoints(TrainerCallback):
             self.stopped_by = int(signal)
             args.push_to_hub = False  # what is unfinished stays here
             control.should_save = control.should_training_stop = True
+            if (
+                args.save_strategy == SaveStrategy.BEST
+            ):  # else upstream would save only where the evaluation is the best
+                args.save_strategy = SaveStrategy.STEPS
         control.should_log |= control.should_save  # else what is not logged yet would be lost on resume
+        if args.eval_strategy == IntervalStrategy.EPOCH and abs(state.epoch - round(state.epoch)) < 1e-6:
+            # A checkpoint from before the evaluation would be resumed behind it, with other random numbers.
+            self.held, control.should_save = control.should_save, False
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.folder.write_status("running", step=state.global_step)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save &= self.saved != state.global_step  # a stop in the epoch's last step has saved it
+        if self.stopped_by and not self.held:  # in mid-epoch, where upstream comes here too
+            control.should_evaluate = False
+        control.should_save = (control.should_save or self.held) and self.saved != state.global_step
+        self.held = False
 
     def on_save(self, args, state, control, **kwargs):
         if not args.save_only_model:
