@@ -11,6 +11,7 @@ import platform
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,13 @@ class RunFolder:
             return {}
 
     def write_status(self, status: str, exit_status: int | None = None, **more: int) -> None:
-        """status.json, for a script to read: running, done, failed or stopped; the exit status; and the step."""
+        """status.json, for a script to read: running, done, failed or stopped; exit status, step and time.
+
+        After a kill -9 it still says running, and the time of the last log, when the run was last seen alive.
+        """
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
         with suppress(OSError):  # a full disk, which is reported elsewhere
-            known = self.status() | {"status": status, "exit_status": exit_status} | more
+            known = self.status() | {"status": status, "exit_status": exit_status, "time": now} | more
             write_whole(self.status_file, json.dumps(known))
 
     @contextmanager

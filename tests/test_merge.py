@@ -1,5 +1,6 @@
 """Merging real tiny LoRA runs: the merged model is the trained one, and where it is not, nothing is left of it."""
 
+import io
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_grpo
 from harness.errors import RunError, UserError
-from harness.tools import merge
+from harness.tools import chat, compare, merge
 
 LORA = ["--lora.r", "4", "--lora.task_type", "CAUSAL_LM", "--lora.target_modules", "[q_proj,v_proj]"]
 
@@ -49,7 +50,9 @@ def refused(run, output) -> str:
 
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 0.01), ("bfloat16", 0.1, 5)])
-def test_the_merged_folder_opens_without_peft_and_answers_alike(dtype, least, most, request, policy, tmp_path, capfd):
+def test_the_merged_folder_opens_without_peft_and_answers_alike(
+    dtype, least, most, request, policy, tmp_path, capfd, monkeypatch
+):
     source = request.getfixturevalue("run" if dtype == "float32" else "run_in_bfloat16")
     run = shutil.copytree(source, tmp_path / "run")
     capfd.readouterr()
@@ -70,6 +73,10 @@ def test_the_merged_folder_opens_without_peft_and_answers_alike(dtype, least, mo
         merged, untrained = model(ids).logits, base(ids).logits
         adapter = PeftModel.from_pretrained(base, run)(ids).logits
     assert (merged - adapter).norm() < 0.1 * (untrained - adapter).norm()
+    monkeypatch.setattr("sys.stdin", io.StringIO("富士山の高さは?\n"))
+    chat.main([str(folder)])
+    compare.main([str(run), str(folder)])
+    assert "富士山の高さは?" in (out := capfd.readouterr().out) and out.count(f"{folder}: ") == 1
     with pytest.raises(UserError, match=f"{folder}: is there already, and is never overwritten"):
         merge.main([str(run)])
 
@@ -97,6 +104,12 @@ def test_without_samples_another_question_is_compared(run, tmp_path):
     (copy / "samples.jsonl").write_text("")
     merge.main([str(copy), "-o", str(tmp_path / "new/merged")])
     assert (tmp_path / "new/merged/model.safetensors").exists()
+
+
+def test_a_run_does_not_go_into_the_folder_of_its_own_model(policy, tmp_path):
+    model = shutil.copytree(policy, tmp_path / "run")
+    with pytest.raises(UserError, match="is the folder of the model itself, which would be overwritten"):
+        train_grpo.main([*tiny_arguments(f"{model}/", tmp_path), "--check"])
 
 
 def test_a_full_run_and_no_run_are_named(run, policy, tmp_path):

@@ -234,6 +234,16 @@ def test_a_tool_is_started_by_its_name():
         assert "Traceback" not in result.stderr
 
 
+def test_compare_reads_a_folder_without_its_rewards_or_samples(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    for name in ("rewards.py", "samples.jsonl", "run.json"):
+        folder = shutil.copytree(run, tmp_path / name)
+        (folder / name).unlink()
+        compare.main([str(run), str(folder)])
+        out = capsys.readouterr().out
+        assert f"{folder}: " in out and ("(not there)" in out) is (name == "rewards.py")
+
+
 def test_compare_names_a_folder_it_cannot_read(tmp_path):
     wrong = []
     for content in (None, "", "{", "[]", '{"log_history": []}'):

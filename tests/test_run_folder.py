@@ -1,5 +1,7 @@
 """The folder of a run: what is written there is read back the same, and what is damaged is named or left out."""
 
+import datetime
+
 import pytest
 
 from harness.errors import UserError
@@ -37,3 +39,10 @@ def test_checkpoints_come_in_the_order_of_their_steps(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-9-mine", "_set-aside-1-checkpoint-11"):
         (tmp_path / name).mkdir()
     assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint-9", "checkpoint-10"]
+
+
+def test_a_run_that_was_killed_says_when_it_was_last_alive(tmp_path):
+    RunFolder(tmp_path).write_status("running", step=3)
+    status = RunFolder(tmp_path).status()
+    alive = datetime.datetime.fromisoformat(status["time"])
+    assert status["step"] == 3 and abs((datetime.datetime.now(datetime.UTC) - alive).total_seconds()) < 60

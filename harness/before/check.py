@@ -184,6 +184,9 @@ def check_rewards(plan: Plan) -> None:
 def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
     """No run there yet, and room for the model, the checkpoints that save_total_limit keeps, and one being written."""
     path, key, error = folder.path.absolute(), "training.output_dir", plan.settings.error
+    model = Path(plan.settings.model["pretrained_model_name_or_path"])
+    if model.is_dir() and folder.path.is_dir() and model.samefile(folder.path):
+        raise error(key, f"{folder} is the folder of the model itself, which would be overwritten; choose another")
     if (folder.checkpoints() or folder.state_file.exists()) and not resume:
         problem = f"{folder} already holds a run, which is never overwritten; go on with it by --resume, remove "
         raise error(key, f"{problem}the folder, or choose another with --training.output_dir")

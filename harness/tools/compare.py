@@ -59,7 +59,8 @@ def differences(runs: list[RunFolder]) -> Table:
         values = [str(each.get(key, "–")) for each in settings]
         if len(set(values)) > 1:
             table.add_row(key, *values)
-    codes = [run.rewards_file.read_text(encoding="utf-8") for run in runs]
+    files = [run.rewards_file for run in runs]
+    codes = [file.read_text(encoding="utf-8") if file.exists() else "(not there)\n" for file in files]
     if len(set(codes)) > 1:
         table.add_row("rewards.py", "", *(difference(codes[0], code) or "the same" for code in codes[1:]))
     return table

@@ -5,6 +5,7 @@ python -m harness merge outputs/lora -o FOLDER
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,5 +74,8 @@ def merge(settings: dict[str, Any], folder: RunFolder, output: Path) -> tuple[st
             same = "it would be the base model; " if torch.equal(merged, base) else ""
             far = f"its logits would be off by {off:.0%} of what the adapter changes in them, of {TOLERANCE[dtype]:.0%}"
             raise RunError(f"{folder}: not merged in {dtype}: {same}{far} allowed; open the adapter with peft instead")
+        kept = (folder.settings_file, folder.rewards_file, folder.run_file, folder.samples_file, folder.state_file)
+        for file in filter(Path.exists, kept):  # so that chat and compare read the merged folder as they read the run
+            shutil.copy(file, written)
         written.rename(output)
     return dtype, off
