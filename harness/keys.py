@@ -26,8 +26,7 @@ NEEDED = "model.pretrained_model_name_or_path dataset.path prompts.column traini
 REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.max_prompt_length": "TRL has dropped it; set prompts.max_length, which drops longer prompts",
     "training.reward_weights": "set the weight of each entry of rewards",
-    "training.model_init_kwargs": "set them in the section model",
-    "training.trust_remote_code": "set model.trust_remote_code",
+    **dict.fromkeys(("training.model_init_kwargs", "training.trust_remote_code"), "set it in the section model"),
     "training.remove_unused_columns": "leave it out; the rewards need the data's columns",
     "training.resume_from_checkpoint": "run the same command with --resume",
     "training.ignore_data_skip": "leave it out; --resume goes on in the data where it was",

@@ -60,9 +60,10 @@ def differences(runs: list[RunFolder]) -> Table:
         if len(set(values)) > 1:
             table.add_row(key, *values)
     files = [run.rewards_file for run in runs]
-    codes = [file.read_text(encoding="utf-8") if file.exists() else "(not there)\n" for file in files]
+    codes = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
     if len(set(codes)) > 1:
-        table.add_row("rewards.py", "", *(difference(codes[0], code) or "the same" for code in codes[1:]))
+        others = ("the same" if code == codes[0] else difference(codes[0], code) if code else "" for code in codes[1:])
+        table.add_row("rewards.py", *(text or "not there" for text in ("as in its folder" if codes[0] else "", *others)))
     return table
 
 
