@@ -63,7 +63,8 @@ def differences(runs: list[RunFolder]) -> Table:
     codes = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
     if len(set(codes)) > 1:
         others = ("the same" if code == codes[0] else difference(codes[0], code) if code else "" for code in codes[1:])
-        table.add_row("rewards.py", *(text or "not there" for text in ("as in its folder" if codes[0] else "", *others)))
+        first = "as in its folder" if codes[0] else ""
+        table.add_row("rewards.py", *(text or "not there" for text in (first, *others)))
     return table
 
 
