@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -173,3 +174,10 @@ def test_compiled_sampling_samples_the_same_tokens_also_when_the_weights_have_mo
                     weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     assert trainer.model._compiled_call._torchdynamo_orig_callable  # it was compiled, not skipped
     assert calls[0] == calls[1] and calls[0][0] != calls[0][1]
+
+
+def test_on_a_cpu_no_gpu_is_looked_at(tiny, monkeypatch):
+    """A look at a GPU would start CUDA there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    train_grpo.main([*tiny, "--check"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

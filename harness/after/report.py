@@ -138,7 +138,7 @@ class Report(TrainerCallback, ExportableState):
             *([f"merge it:    {tool} merge {folder}"] if self.settings.lora else []),
             f"talk to it:  {tool} chat {folder}",
             f"compare it:  {tool} compare {folder}",
-            f"go on:       {start} {script} --config {settings} "
+            f"{'then go on: ' if self.settings.lora else 'go on:      '} {start} {script} --config {settings} "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
             *(f"warning: {warning}" for warning in self.watch.warnings.values()),
             self._verdict(),
