@@ -109,7 +109,7 @@ class Reward:
     def _failure_named(self, passed: dict[str, Any]) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             row = self._first_row_that_raises(passed)
             where = "" if row is None else f" on {_row(row, passed['prompts'], passed['completions'])}"
             remedy = "fix it in rewards.py (a run that the network has stopped goes on with --resume)"

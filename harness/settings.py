@@ -210,4 +210,4 @@ def _error(places: dict[str, str], key: str, problem: str) -> UserError:
     while known and known not in places:
         known = known.rpartition(".")[0]
     place = places.get(known)
-    return UserError(f"{place}: {key}: {problem}" if place else f"{key}: {problem}")
+    return UserError((f"{place}: {key}: {problem}" if place else f"{key}: {problem}").replace("\n", "⏎"))

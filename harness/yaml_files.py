@@ -19,6 +19,14 @@ class Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さ
     """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6."""
 
 
+# Nor is 010 eight, or 1:30 ninety.
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in kinds if not tag.endswith((":int", ":float"))]
+    for first, kinds in Loader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
+FLOAT = r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(FLOAT), list("-+.0123456789"))
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
@@ -35,6 +43,8 @@ def read_yaml(path: Path, file: str) -> tuple[dict[str, Any], dict[str, str]]:
             check(item, item, prefix)
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{place}: a key has to be a word, not a list or a mapping; write NAME: VALUE")
             if str(key.value).startswith("\u3000"):
                 raise UserError(f"{place}: {FULL_WIDTH}")
             if name in places:
@@ -49,6 +59,8 @@ def read_yaml(path: Path, file: str) -> tuple[dict[str, Any], dict[str, str]]:
         content = yaml.load(text, Loader=Loader)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check the name after --config") from None
+    except RecursionError:
+        raise UserError(f"{file}: a value of it (&) holds itself (*), or it is nested too deep; write it out") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not YAML: it is not UTF-8; save it as UTF-8") from None
     except yaml.YAMLError as error:

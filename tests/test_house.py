@@ -11,6 +11,7 @@ ORDER = [
         for name in (
             "policy",
             "text_files",
+            "kept_rows",
             "read_rows",
             "messages",
             "data",

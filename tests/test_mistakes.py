@@ -92,8 +92,25 @@ IN_A_FILE = {
         ["text below a | or > has to be indented"],
     ),
     "two documents": ("lora: null\n---\ntraining: {seed: 1}\n", 2, ["--- begins a second document"]),
+    "a list as a key": ("training:\n  ? [a, b]\n  : 1\n", 2, ["a key has to be a word"]),
     "a merge of git": ("training:\n<<<<<<< HEAD\n  seed: 1\n=======\n", 2, ["a mark of git"]),
 }
+
+
+def test_numbers_are_what_stands_there(tmp_path):
+    """In YAML 1.1 010 is eight, 1:30 is ninety and 1e-6 a text."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("training: {seed: 10, learning_rate: 1e-6, beta: .5, adam_epsilon: 1.5e-8, run_name: '010'}\n")
+    training = read_settings([*DEMO, "--config", str(file)]).training
+    found = [training[key] for key in ("seed", "learning_rate", "beta", "adam_epsilon", "run_name")]
+    assert found == [10, 1e-6, 0.5, 1.5e-8, "010"]
+    file.write_text("training: {seed: 010}\n")
+    assert read_settings([*DEMO, "--config", str(file)]).training["seed"] == 10
+    for value in ("1:30", "0x10"):
+        file.write_text(f"training: {{seed: {value}}}\n")
+        assert f"training.seed: should be a valid integer, got {value}" in said([*DEMO, "--config", str(file)])
+    file.write_text("prompts: &t\n  rename: *t\n")
+    assert "holds itself" in said([*DEMO, "--config", str(file)])
 
 
 def test_mistakes_in_a_file_name_the_line(tmp_path):

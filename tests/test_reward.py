@@ -122,6 +122,7 @@ def raises(values):
     [
         (lambda values: [*values[:5], float("nan"), *values[6:]], "returned nan for row 5 .*completion"),
         (raises, "raised ValueError: no such word"),
+        (lambda values: sys.exit(), "raised SystemExit"),
     ],
     ids=["a value", "a raise"],
 )

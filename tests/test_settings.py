@@ -53,7 +53,7 @@ def test_config_yaml_is_the_article():
 def test_lora_recipe_is_the_articles_with_a_learning_rate_that_learns():
     settings = read_settings(["--config", str(ROOT / "recipes/lora.yaml")])
     lora = LoraConfig(**settings.lora)
-    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.task_type) == (16, 64, 0.05, "CAUSAL_LM")
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.task_type) == (16, 64, 0, "CAUSAL_LM")
     assert lora.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"}
     assert settings.training["learning_rate"] > 1e-6
     assert settings.training["max_completion_length"] == 256  # the rest is config.yaml's

@@ -38,7 +38,7 @@ TABLES = [  # name, content, [the rows as (query, answer)] or words of the messa
     ("q.csv.gz", gzip.compress(b"query,answer\na,01\n"), [("a", "01")]),
     ("実験 [1]/q.csv", "query,answer\na,1\n", [("a", "1")]),
     ("q.csv", "query,answer\na,1\nb,\n", [("a", 1), ("b", None)], *NUMBERS),
-    ("q.csv", "query,answer\na,x\n", "dataset.features.answer: Failed to parse", *NUMBERS),
+    ("q.csv", "query,answer\na,x\n", "dataset.features.answer: row 0 holds 'x', which is no int64", *NUMBERS),
     ("q.csv", "query,answer\na,x\nb,1\n", [("a", None), ("b", 1.0)], "--dataset.na_values", "[x]"),
     ("q.csv", "query,answer\na,1\nb,2\n", [("a", "1")], "--dataset.split", "train[:50%]"),
     ("q.csv", "query,answer\na,1\n", "dataset.split: ", "--dataset.split", "train[:200%]"),
@@ -55,11 +55,24 @@ TABLES = [  # name, content, [the rows as (query, answer)] or words of the messa
      [("q", {"a": None}), ("r", {"b": [1, "1", 0.1]})]),
     ("q.json", '[{"query": "q", "answer": 1}, {"query": "r", "answer": "1"}]', "answer is a number (row 0) and a"),
     ("q.json", '[{"query": "q", "answer": 123456789012345678901}]', "row 0: answer: 12345678901234567890"),
-    ("q.json", '[{"query": "q", "answer": [123456789012345678901]}]', "row 0: answer: a number has more digits"),
+    ("q.json", '[{"query": "q", "answer": [123456789012345678901, 0.3333333333333333]}]',
+     [("q", [123456789012345678901, 0.3333333333333333])]),
+    ("q.json", '[{"query": "q", "answer": 1}, {"query": "r", "answer": 0.1234567890123456}]',
+     [("q", 1), ("r", 0.1234567890123456)]),
+    ("q.jsonl", '{"query": "q", "answer": 1e400}\n', "q.jsonl:1: 1e400 is no number"),
+    ("q.jsonl", '{"query": "q", "answer": "\\ud800"}\n', "row 0: answer holds half of a character"),
+    ("q.jsonl", '{"query": "q", "answer": "a"}\n{"query": "r", "Answer": "b"}\n', "has the columns 'answer' and"),
+    ("q.csv", 'query, answer\nq, "a, b"\n', [("q", "a, b")]),
+    ("q.csv", b"query,answer\na,1\nb,2\n\xff,3\n", "q.csv:4: is not UTF-8"),
+    ("q.csv", "query,answer\na,1\n".encode("utf-16"), "set dataset.encoding: utf-16"),
+    ("q.csv", "query,answer\na,1\n".encode("utf-16"), [("a", "1")], "--dataset.encoding", "utf-16"),
+    ("q.csv", "\ufeffquery,answer\na,1\n".encode("utf-16-le"), [("a", "1")], "--dataset.encoding", "utf-16-le"),
+    ("q.csv", "query,answer\na,1\n", "int is no type for it", "--dataset.features", "{answer: int}"),
+    ("q.csv", b"PAR1\xff", "q.csv is Parquet; name it .parquet"),
     ("q.jsonl", "".join(f'{{"query": "q", "answer": "a"}}{"," * (i == 9)}\n' for i in range(12)), "q.jsonl:10: a "),
     ("q.jsonl", '{"query": "q", "answer": "a"},\n' * 3, "q.jsonl:1: a comma ends the line"),
     ("q.jsonl", "{'query': 'q'}\n", "q.jsonl:1: not JSON: "),
-    ("q.jsonl", '{"query": "q", "answer": NaN}\n', "q.jsonl:1: NaN is no JSON"),
+    ("q.jsonl", '{"query": "q", "answer": NaN}\n', "q.jsonl:1: NaN is no number"),
     ("q.jsonl", '{"query": "q", "query": "r"}\n', "q.jsonl:1: the key 'query' is there twice"),
     ("q.json", '{\n"data": [\n{"query": "q"},\n]\n}', "q.json:4: not JSON"),
     ("q.json", "[1, 2]", "q.json: row 0: is a number, not an object"),
@@ -110,3 +123,37 @@ def test_several_files_agree_in_their_columns_and_a_saved_data_set_is_loaded(tmp
     (folder / "q.jsonl").write_text(json.dumps(rows[0]))
     with pytest.raises(UserError, match="datasets takes .* in a folder's name for a pattern"):
         read(folder)
+
+
+def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path):
+    rows = [{"query": "a", "answer": "007"}]
+    folders = {
+        "unlike": ({"a.parquet": rows, "b.parquet": [{"query": "b", "answer": 5}]}, "the column answer is int64, in "),
+        "left out": ({"data.csv": "query\na\n", "test_q.csv": "query\nb\n"}, "datasets would not read 1 (data.csv)"),
+        "two formats": ({"a.csv": "query\na\n", "c.jsonl": '{"query": "b"}'}, "datasets would not read 1 ("),
+        "two splits": ({"train.csv": "query\na\n", "test.csv": "query\nb\n"}, "none given; choose one of train, test"),
+        "tabs": ({"a.tsv": 'query\tanswer\n"a\t1\n'}, [{"query": '"a', "answer": "1"}]),
+        "text": ({"a.txt": "\ufeffa\nb\n"}, [{"text": "a"}, {"text": "b"}]),
+    }
+    wrong = []
+    for name, (files, expected) in folders.items():
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            if isinstance(content, str):
+                (tmp_path / name / file).write_text(content)
+            else:
+                Dataset.from_list(content).to_parquet(tmp_path / name / file)
+        try:
+            got = read(tmp_path / name).to_list()
+        except UserError as error:
+            got = str(error)
+        if got != expected and not (isinstance(expected, str) and expected in got):
+            wrong.append((name, got))
+    saved = tmp_path / "saved"
+    Dataset.from_list(rows * 4).save_to_disk(saved)
+    assert len(read(saved, "--dataset.split", "train[:2]")) == 2
+    with pytest.raises(UserError, match="dataset.split: the split nonsense is not there"):
+        read(saved, "--dataset.split", "nonsense")
+    with pytest.raises(UserError, match="there is no folder or file .*nothere"):
+        read(f"{tmp_path}/nothere*.csv")
+    assert wrong == []

@@ -58,7 +58,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     """
     template = settings.training.get("chat_template_kwargs") or {}
     rows, prompts = _with_question_column(settings, read_rows(settings))
-    if taken := sorted(RESERVED & set(rows.column_names) - {prompts.column}):
+    if taken := sorted((RESERVED | {"prompt"}) & set(rows.column_names) - {prompts.column}):
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 
