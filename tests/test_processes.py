@@ -217,7 +217,8 @@ def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     launcher.send_signal(signal.SIGUSR1)
     assert job.wait() == 138 and (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
-    assert RunFolder(tmp_path / "run").status() == {"status": "done", "exit_status": 0, "step": 30}
+    status = RunFolder(tmp_path / "run").status()
+    assert status.pop("time") and status == {"status": "done", "exit_status": 0, "step": 30}
     # A job that has failed is not queued again; nor one that is done, which has ended with 0 as here.
     slurm["PYTHON"] = str(tmp_path / "failing")
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 1

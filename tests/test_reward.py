@@ -124,7 +124,7 @@ def raises(values):
         (raises, "raised ValueError: no such word"),
         (lambda values: sys.exit(), "raised SystemExit"),
     ],
-    ids=["a value", "a raise"],
+    ids=["a value", "a raise", "an exit"],
 )
 def test_poison_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeypatch, poison, words):
     calls = []
