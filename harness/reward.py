@@ -119,7 +119,7 @@ class Reward:
         for row in () if self._is_async() else range(len(passed["completions"])):
             try:
                 self._ask({key: [value[row]] if isinstance(value, list) else value for key, value in passed.items()})
-            except Exception:
+            except (Exception, SystemExit):
                 return row
         return None
 
