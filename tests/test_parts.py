@@ -73,6 +73,9 @@ def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny,
     def no_weights(folder):
         (folder / "model.safetensors").unlink()
 
+    def a_gguf(folder):
+        (folder / "model.safetensors").rename(folder / "model.gguf")
+
     def a_part_missing(folder):
         no_weights(folder)
         index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
@@ -96,6 +99,7 @@ def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny,
     half = ["--model.dtype", "float16", "--training.fp16", "true", "--training.bf16", "false"]
     rows = [
         (no_weights, [], "holds no weights (no *.safetensors)"),
+        (a_gguf, [], "holds only GGUF, a format for inference; name or download the safetensors model"),
         (a_part_missing, [], "1 of 1 files are missing (model-00001-of-00002.safetensors)"),
         (quantized, [], "are quantized (bitsandbytes), and such are not trained; choose the model"),
         (fewer_embeddings, [], "embeddings; use the tokenizer that belongs to it"),

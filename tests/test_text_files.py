@@ -157,3 +157,10 @@ def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path
     with pytest.raises(UserError, match="there is no folder or file .*nothere"):
         read(f"{tmp_path}/nothere*.csv")
     assert wrong == []
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_files_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nothing")
+    (tmp_path / "q.csv").write_text("query,answer\na,1\n")
+    with pytest.raises(UserError, match="the cache /proc/nothing.* cannot be written .*; set HF_HOME"):
+        read(tmp_path / "q.csv")

@@ -66,7 +66,13 @@ def _write(rows: Callable[[], Iterable[dict]], name: str, cache: Path) -> None:
     features = Features({column: _feature(name, column, types) for column, types in kinds.items()})
     if not features:
         raise Misfit(f"{name}: the data have no rows; choose another file or split")
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache.parent, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        problem = f"the cache {cache.parent} cannot be written ({error.strerror})"
+        raise Misfit(f"{problem}; set HF_HOME to a folder of your own") from error
     half_written = cache.with_suffix(f".{os.getpid()}")
     with ArrowWriter(path=str(half_written), features=features) as writer:
         iterator, done = iter(rows()), 0

@@ -137,7 +137,7 @@ def loading_problem(name: str, error: BaseException) -> str:
         return f"{denied} cannot be written, where what is loaded is kept; set HF_HOME to a folder of your own"
     if "UnicodeDecodeError" in kinds:
         return f"{name} is not UTF-8; save it as UTF-8, or set dataset.encoding (cp932 for Japanese Windows)"
-    if Path(name).is_file() and "FileNotFoundError" in kinds:
+    if Path(name).is_file() and Path(name).suffix.lower() not in FORMATS and "FileNotFoundError" in kinds:
         return f"{name} is of no known format; use {', '.join(FORMATS)} (of a spreadsheet: save it as CSV, UTF-8)"
     unknown, unreachable = kinds & NOT_ON_THE_HUB, kinds & HUB_UNREACHABLE
     if Path(name).exists() or not (unknown or unreachable or "FileNotFoundError" in kinds):

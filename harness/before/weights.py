@@ -47,7 +47,8 @@ def _check_folder(settings: Settings, name: str) -> None:
             problem = f"of the weights in {folder} {len(missing)} of {len(named)} files are missing ({missing[0]})"
             raise settings.error(MODEL, f"{problem}; download the model again")
     elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise settings.error(MODEL, f"{folder} holds no weights (no *.safetensors); download or save the model again")
+        what = "only GGUF, a format for inference" if any(folder.glob("*.gguf")) else "no weights (no *.safetensors)"
+        raise settings.error(MODEL, f"{folder} holds {what}; name or download the safetensors model")
 
 
 def _check_token_ids(plan: Plan) -> None:
