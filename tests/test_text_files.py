@@ -125,7 +125,7 @@ def test_several_files_agree_in_their_columns_and_a_saved_data_set_is_loaded(tmp
         read(folder)
 
 
-def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path):
+def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path, monkeypatch):
     rows = [{"query": "a", "answer": "007"}]
     folders = {
         "unlike": ({"a.parquet": rows, "b.parquet": [{"query": "b", "answer": 5}]}, "the column answer is int64, in "),
@@ -149,6 +149,9 @@ def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path
             got = str(error)
         if got != expected and not (isinstance(expected, str) and expected in got):
             wrong.append((name, got))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text/.hidden.txt").write_text("c")
+    assert len(read("text")) == len(read("text/")) == 2
     saved = tmp_path / "saved"
     Dataset.from_list(rows * 4).save_to_disk(saved)
     assert len(read(saved, "--dataset.split", "train[:2]")) == 2

@@ -6,7 +6,6 @@ costs the first. So CSV, TSV and JSON are read by text_files.py, unless a settin
 
 import glob
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -144,12 +143,13 @@ def _check_folder(folder: str, files: dict[str, list], source: dict[str, Any]) -
     """Raises Misfit where datasets would read some of a folder's files and leave the others out, without a word."""
     if not Path(folder).is_dir() or source.get("data_files") or source.get("data_dir"):
         return
-    there = {str(file) for file in Path(folder).rglob("*") if file.suffix.lower() in FORMATS and file.is_file()}
-    there = {file for file in there if not re.search(r"/[._]", file.removeprefix(folder))}  # hidden ones
-    left = sorted(there - {str(Path(str(file))) for of in files.values() for file in of})
+    top = Path(folder).resolve()
+    inside = (file for file in top.rglob("*") if file.suffix.lower() in FORMATS and file.is_file())
+    there = {file for file in inside if not any(part[0] in "._" for part in file.relative_to(top).parts)}  # not hidden
+    left = sorted(there - {Path(str(file)).resolve() for of in files.values() for file in of})
     if left and files:
-        problem = f"of the files in {folder} datasets would not read {len(left)} ({Path(left[0]).name})"
-        raise Misfit(f"{problem}; name those that you want: dataset: {{data_files: {folder}/*{Path(left[0]).suffix}}}")
+        problem = f"of the files in {folder} datasets would not read {len(left)} ({left[0].name})"
+        raise Misfit(f"{problem}; name those that you want: dataset: {{data_files: {folder}/*{left[0].suffix}}}")
 
 
 def _check_alike(files: list[tuple[str, dict[str, str]]]) -> None:
