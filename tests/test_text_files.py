@@ -133,7 +133,7 @@ def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path
         "two formats": ({"a.csv": "query\na\n", "c.jsonl": '{"query": "b"}'}, "datasets would not read 1 ("),
         "two splits": ({"train.csv": "query\na\n", "test.csv": "query\nb\n"}, "none given; choose one of train, test"),
         "tabs": ({"a.tsv": 'query\tanswer\n"a\t1\n'}, [{"query": '"a', "answer": "1"}]),
-        "text": ({"a.txt": "\ufeffa\nb\n"}, [{"text": "a"}, {"text": "b"}]),
+        "lines": ({"a.txt": "\ufeffa\nb\n"}, [{"text": "a"}, {"text": "b"}]),
     }
     wrong = []
     for name, (files, expected) in folders.items():
@@ -150,8 +150,8 @@ def test_a_folder_is_read_whole_and_files_of_unlike_columns_are_refused(tmp_path
         if got != expected and not (isinstance(expected, str) and expected in got):
             wrong.append((name, got))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text/.hidden.txt").write_text("c")
-    assert len(read("text")) == len(read("text/")) == 2
+    (tmp_path / "lines/.hidden.txt").write_text("c")
+    assert len(read("lines")) == len(read("lines/")) == 2
     saved = tmp_path / "saved"
     Dataset.from_list(rows * 4).save_to_disk(saved)
     assert len(read(saved, "--dataset.split", "train[:2]")) == 2
