@@ -62,6 +62,8 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 
+    if nothing := [name for name in rows.column_names if all(value is None for value in rows[name])]:
+        print(f"note: empty in all rows: {', '.join(nothing)}")
     feature = rows.features[prompts.column]
 
     def add_prompts(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
