@@ -112,9 +112,7 @@ class Reward:
         except (Exception, SystemExit) as error:
             row = self._first_row_that_raises(passed)
             where = "" if row is None else f" on {_row(row, passed['prompts'], passed['completions'])}"
-            remedy = "fix it in rewards.py"
-            if isinstance(error, OSError):  # a judge's network
-                remedy += ", or go on with --resume where it was the network"
+            remedy = "fix it in rewards.py (a run that the network has stopped goes on with --resume)"
             raise RewardError(f"rewards.{self.name}: raised {in_short(error)}{where}; {remedy}") from error
 
     def _first_row_that_raises(self, passed: dict[str, Any]) -> int | None:
