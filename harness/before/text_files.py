@@ -29,6 +29,8 @@ def csv_rows(name: str, file: str, options: dict[str, Any]) -> Iterator[dict[str
         try:
             header = next((cells for cells in reader if any(cells)), [])
             line = before = reader.line_num
+            while header and not header[-1].strip():  # a comma at the end of each line makes no column
+                header.pop()
             names = _names(header, f"{name}:{line}", delimiter)
             if "\0" in "".join(header):
                 raise Misfit(f"{name}:{line}: is not UTF-8; save it as UTF-8, or set dataset.encoding (utf-16?)")
