@@ -1,0 +1,76 @@
+"""The rewards of examples/maths_rewards.py, as tables of literal texts."""
+
+import importlib.util
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def maths(monkeypatch):
+    """examples/maths_rewards.py, as if it had been copied to rewards.py."""
+    spec = importlib.util.spec_from_file_location("rewards", ROOT / "examples/maths_rewards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "rewards", module)
+    return module
+
+
+def test_number_reward(maths):
+    rows = [
+        ("It is 72", "72", 1),
+        ("It is 73", "72", 0),
+        ("72 apples, not 70", "72", 0),  # the last number counts
+        ("72.", "72", 1),
+        ("72.0", "72", 1),
+        ("**$1,234**", "1234", 1),
+        ("1234", "1,234", 1),
+        ("1, 234", "1234", 0),
+        ("-3", "-3", 1),
+        ("−3", "-3", 1),  # U+2212
+        ("3", "-3", 0),
+        ("-$3", "-3", 1),
+        ("答えは-3です", "-3", 1),
+        ("5-3", "3", 1),  # takes away, and is no sign
+        ("f(2)-3", "3", 1),
+        ("1/2", "0.5", 1),
+        ("0.5", "-1/2", 0),
+        (r"$\frac{1}{2}$", "1/2", 1),
+        (r"\boxed{72}", "72", 1),
+        ("1/0", "1", 0),
+        ("9" * 5000, "9", 0),  # Python refuses to read a number of more than 4,300 digits
+        ("It is 25 m2", "25", 1),
+        ("7２", "72", 1),  # a full-width digit
+        ("so...72", "72", 1),
+        ("No number", "72", 0),
+        ("", "72", 0),
+        ("72", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 1),  # GSM8K's
+        ("24", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 0),
+        ("1080", "#### 1,080", 1),
+        ("72", 72, 1),  # of a JSON file
+        ("72", 72.0, 1),
+        ("72", "blue", None),  # a row to which it does not apply
+        ("72", None, None),
+    ]
+    found = maths.number_reward([text for text, *_ in rows], answer=[answer for _, answer, _ in rows])
+    assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[2]] == []
+
+
+def test_ends_in_number_reward(maths):
+    rows = [
+        ("The sum is 72", 1),
+        ("72", 1),
+        ("So it is **72**.\n", 1),
+        (r"\(\boxed{72}\).", 1),
+        (r"$\boxed{72}$", 1),
+        ("答えは72。", 1),
+        ("Answer: -1,072.50", 1),
+        ("#### 72", 1),
+        ("72 apples", 0),
+        ("72, which is", 0),
+        ("I call it x1", 0),
+        ("", 0),
+    ]
+    found = maths.ends_in_number_reward([[{"role": "assistant", "content": text}] for text, _ in rows])
+    assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[1]] == []
