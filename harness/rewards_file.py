@@ -71,6 +71,9 @@ def why_no_reward(name: str) -> str | None:
     rewards = [*own, *(each for each, value in known.items() if each not in own and not why_not(value))]
     near = difflib.get_close_matches(name, rewards, n=1, cutoff=0.5)
     problem = f"no such function in rewards.py{f', did you mean {near[0]}?' if near else ''}"
+    for example in sorted((Path(__file__).parent.parent / "examples").glob("*.py")):
+        if f"def {name}(" in example.read_text(encoding="utf-8"):
+            return f"no such function in rewards.py, but in examples/{example.name}, which says how to use it"
     return f"{problem}; it has {', '.join(own)}; a reward model goes by its Hub name (owner/name) or folder"
 
 

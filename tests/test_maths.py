@@ -1,10 +1,16 @@
-"""The rewards of examples/maths_rewards.py, as tables of literal texts."""
+"""recipes/maths.yaml and the rewards that it names: tables of literal texts, and rows of GSM8K's shape."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
+from datasets import Dataset
+
+import train_grpo
+
+RECIPE = str(ROOT / "recipes/maths.yaml")
 
 
 @pytest.fixture
@@ -74,3 +80,22 @@ def test_ends_in_number_reward(maths):
     ]
     found = maths.ends_in_number_reward([[{"role": "assistant", "content": text}] for text, _ in rows])
     assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[1]] == []
+
+
+def test_the_recipe_takes_gsm8ks_columns_as_they_are_and_has_a_verdict(maths, tiny, tmp_path, capsys):
+    answer = "She has {0} + 1 = <<{0}+1={1}>>{1} clips.\n#### {1}"
+    rows = [{"question": f"{n} and 1 are?", "answer": answer.format(n, n + 1)} for n in range(1000, 1040)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "gsm8k.parquet")
+    file = {"path": "parquet", "data_files": tmp_path / "gsm8k.parquet", "split": "train"}  # instead of the Hub's
+    train_grpo.main([*tiny, "--config", RECIPE, *(f"--dataset.{key}={value}" for key, value in file.items())])
+    printed = capsys.readouterr().out
+    assert "40 read: 30 to train on, 10 held out" in printed and "1 x number_reward" in printed
+    assert "number 0.00 (0.00 to 0.00)" in printed.splitlines()[-1]  # the tiny model cannot add
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
+    scores = [sample["after"]["rewards"]["number_reward"] for sample in samples if sample["held_out"]]
+    assert scores == [0] * 10  # and not None, as for answers without a number
+
+
+def test_a_reward_of_an_example_is_named_with_its_file(tiny):
+    said = refused([*tiny, "--config", RECIPE])
+    assert "rewards.number_reward: no such function in rewards.py, but in examples/maths_rewards.py" in said
