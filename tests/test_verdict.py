@@ -22,6 +22,7 @@ def test_the_interval_is_that_of_the_textbook():
     assert (
         str(interval([0.5] * 10)) == "+0.50 (0.50 to 0.50)" and str(interval([-0.01] * 9)) == "-0.01 (-0.01 to -0.01)"
     )
+    assert str(interval([0.1 + 0.2 - 0.3, 0.3 - 0.2 - 0.1] * 8)) == "0.00 (0.00 to 0.00)"  # rounding, and no change
 
 
 def test_an_interval_holds_the_mean_19_times_in_20():

@@ -28,7 +28,8 @@ def interval(values: Sequence[float]) -> Interval:
     values = np.asarray(values, dtype=float)
     resamples = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     low, high = np.quantile(values[resamples].mean(axis=1), (0.025, 0.975))
-    return Interval(values.mean(), low, high)
+    # Weights such as 0.2 leave 1e-17 where the sum is 0, which is no change; + 0.0 makes 0 of -0.
+    return Interval(*(float(np.round(each, 12)) + 0.0 for each in (values.mean(), low, high)))
 
 
 def alike(answers: list[str]) -> float:
