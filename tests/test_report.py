@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, draw_curves
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from transformers import AutoTokenizer
@@ -89,6 +89,15 @@ def test_the_model_card_is_valid_and_complete(run):
     text = card.text
     assert "Unfinished" not in text and "8 of 8" in text and "shao2024deepseekmath" in text
     assert [row["question"] in text for row in samples(run)][: 3 + 8 + 1] == [True] * (3 + 8) + [False]
+
+
+def test_a_run_without_a_reference_model_has_no_panel_of_its_kl(tmp_path):
+    log = {"step": 1, "reward": 1.0, "rewards/a/mean": 1.0, "completions/mean_length": 9.0}
+    heights = []
+    for history in ([log], [log | {"kl": 0.1}]):
+        draw_curves({"run": history}, {"a": "what it measures"}, tmp_path / "curves.png")
+        heights.append(imread(tmp_path / "curves.png").shape[0])
+    assert heights[1] == pytest.approx(heights[0] * 3 / 2, abs=1)  # five panels instead of four, in rows of two
 
 
 @pytest.mark.draws

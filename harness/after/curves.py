@@ -38,6 +38,8 @@ def draw_curves(
         ("completions/mean_length", "completion length (tokens)", None),
         ("kl", "KL to the reference model (nats a token)", None),
     ]
+    if not any("kl" in log for history in runs.values() for log in history):  # with beta 0
+        panels.pop()
     rows, alone = -(-len(panels) // 2), len(runs) == 1
     figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
     for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
