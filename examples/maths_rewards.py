@@ -12,9 +12,10 @@ NUMBER = r"(?:(?<![A-Za-z\d)])[-−])?[$€£¥]?(?<![A-Za-z\d])(?:\d{1,3}(?:,\d
 
 
 def number_reward(completions, answer: list[str], **kwargs) -> list[float | None]:
-    """1 if the last number of the completion is the last one of the column `answer`: 1,234, 1234.0 and $1234 are one.
+    """1 if the last number of the text is the answer's; 1,234, 1234.0 and $1234 are the same.
 
-    So GSM8K's answers, which end in "#### 72", serve as they are. None for a row whose answer holds no number.
+    Of the column `answer` the last number counts too, so that GSM8K's, which end in "#### 72", serve as they are. None
+    for a row whose answer holds no number.
     """
     rights = [_last_number("" if value is None else str(value)) for value in answer]
     found = map(_last_number, _texts(completions))
