@@ -15,8 +15,8 @@ try:
 except ImportError:
     sys.exit("needs reasoning-gym: pip install reasoning-gym==0.1.25 (in a Python of its own: see this file's top)")
 
-# Easy, so that a model of 135 million parameters is right now and then: where none of a group's answers is, or all are,
-# there is nothing to learn. python -c "import reasoning_gym as r; print(*r.factory.DATASETS)" names others.
+# Easy, so that a model of 135 million parameters is right now and then (benchmarks/README.md): where all answers of a
+# group are right, or all wrong, there is nothing to learn. reasoning_gym.factory.DATASETS has a hundred other kinds.
 KINDS = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
     "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
