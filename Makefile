@@ -20,16 +20,16 @@ test faults: export OMP_WAIT_POLICY ?= PASSIVE
 # A process for each core, with a thread each.
 test faults: export OMP_NUM_THREADS ?= 1
 
-test: .venv/installed
+test: .venv/installed-dev
 	.venv/bin/python -m pytest -n auto --dist loadfile
 
-faults: .venv/installed .venv/deepspeed  # stopped at every step, killed at every file, divided models: 4 to 6 minutes
+faults: .venv/installed-dev .venv/deepspeed  # stopped at every step, killed at every file, divided models: 4 to 6 minutes
 	.venv/bin/python -m pytest -m sweep -n auto
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/shellcheck .ci/run examples/slurm/*.sbatch
 
-resolve: .venv/installed  # can `make gpu` be installed? all but flash-attn, which is compiled there
+resolve: .venv/installed-dev  # can `make gpu` be installed? all but flash-attn, which is compiled there
 	grep -v flash-attn requirements-gpu.txt | cat requirements.txt - | .venv/bin/uv pip compile --quiet --output-file /dev/null \
 	    --only-binary :all: --python-version 3.12 --python-platform x86_64-manylinux_2_31 -
 
@@ -40,7 +40,12 @@ gpu: .venv/installed  # flash-attn, vLLM: optional, see requirements-gpu.txt
 .venv/installed: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing requirements.txt into .venv, once. It takes minutes, and gigabytes where torch brings CUDA along."
+	.venv/bin/pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 .venv/deepspeed: .venv/installed  # for ZeRO-3's tests, beside the packages: among them every start would import it

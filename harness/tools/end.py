@@ -11,6 +11,9 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shlex import quote
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -43,18 +46,37 @@ def exit_status(
             stop.listen(lambda number: None)  # Python is cleaning up; the exit status is known
             end_children()
     except UserError as error:
-        return _say(f"error: {error}", 2)
+        return _say(error.in_words(), 2)
+    except ModuleNotFoundError as error:
+        if not (remedy := how_to_install()):
+            raise
+        return _say(f"error: {error.name}: is not installed for {sys.executable}; {remedy}", 2)
     except (RunError, RewardError) as error:
         from tqdm import tqdm
 
         for bar in list(getattr(tqdm, "_instances", [])):  # or they would be drawn once more, below the error
             bar.close()
-        return _say(f"error: {error}", 1)
+        return _say(error.in_words(), 1)
     except Stopped as error:
-        return _say(f"\nstopped by {signal.Signals(error.number).name}: {error}", 128 + error.number)
+        return _say(f"\n{error.in_words()}", 128 + error.number)
     except SystemExit as done:  # --help, --print_config, a run that is done already
         return _say("", done.code or 0)
     return _say("", 0)
+
+
+def how_to_install() -> str | None:
+    """What to do where a package of requirements.txt is missing; None where none is."""
+    requirements = Path(__file__).resolve().parents[2] / "requirements.txt"
+    pins = [line for line in requirements.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"]
+    try:
+        for name in (pin.partition("==")[0] for pin in pins):
+            version(name)
+    except PackageNotFoundError:
+        ours = requirements.parent / ".venv"
+        if (ours / "installed").exists() and Path(sys.prefix).resolve() != ours.resolve():
+            return f"start it with {quote(os.path.relpath(ours / 'bin/python'))}, where make has installed it"
+        return f"run {quote(sys.executable)} -m pip install -r {quote(os.path.relpath(requirements))}"
+    return None
 
 
 def _say(line: str, status: int) -> int:
