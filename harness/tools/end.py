@@ -21,6 +21,10 @@ from harness.during.stop import end_children, stop
 from harness.errors import RewardError, RunError, Stopped, UserError
 from harness.processes import launched, rank, write_end
 
+# At their import, on CUDA kernels that are not there and what torch will rename; here, for a notebook that imports us.
+for name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
 
 def exit_status(
     main: Callable[[], None],
@@ -37,8 +41,6 @@ def exit_status(
     if launched() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, and save, where the launcher is killed
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
-    for name in ("torchao", "torch.utils._pytree"):  # on CUDA kernels that are not there, and what torch will rename
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         try:
             main()

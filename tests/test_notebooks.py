@@ -1,0 +1,112 @@
+"""The notebooks: every cell runs, on a CPU and with a tiny model; both languages have the same code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+
+ENGLISH, JAPANESE = (
+    nbformat.read(ROOT / "notebooks" / name, 4) for name in ("grpo_in_colab.ipynb", "grpo_in_colab.ja.ipynb")
+)
+# Laid over the cell `settings`: the demo's model in place of the real one, and a CPU in place of the T4.
+SMALL = """
+REPOSITORY = "{repository}"
+DEMO = "--config demo/config.yaml --training.max_steps 2 --samples.held_out 8 --training.max_completion_length 16"
+SETTINGS = (
+    f"--config recipes/t4.yaml {{DEMO}} --training.output_dir {{RUN}} --training.fp16 false"
+    " --training.per_device_train_batch_size 8 --training.gradient_accumulation_steps 2"
+)
+"""
+VERDICT = r"(learned|hacked|worse|no change): "
+SHOWN = {  # in the output of each cell
+    "settings": "",
+    "clone": "Cloning into 'grpo'",
+    "install": "",
+    "taste": rf"Teaching a model of (?s:.*)\n{VERDICT}(?s:.*)image/png",
+    "rewards": "emoji_reward\tlength_reward\tcharacters\ttext\n2\t",
+    "rehearse": "trained by LoRA(?s:.*)Worst case(?s:.*)\nThe run: 2 steps in ",
+    "train": rf"merge it: (?s:.*)\n{VERDICT}",
+    "curves": "image/png",
+    "verdict": f"outputs/colab: {VERDICT}",
+    "answers": r"\| question \| before \| after \|\n(?s:.*)held out",
+    "chat": "富士山の高さは",
+    "download": "trained.tar.gz",
+}
+
+
+def shown(cell) -> str:
+    """What stands under a cell: its text, and the kinds of its pictures and the like."""
+    texts = [out.get("text") or "\n".join([*out.get("data", {}), *map(str, out.get("data", {}).values())])
+             for out in cell.outputs]  # fmt: skip
+    return re.sub(r"\x1b\[[\d;]*m", "", "".join(texts).replace("\r\n", "\n"))
+
+
+def repository(folder: Path) -> Path:
+    """A git repository with the files as they are now, whose demo is taught for three rounds instead of 60."""
+    left_out = (".git", ".venv", "outputs", "model", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    build = folder / "demo/build.py"
+    build.write_text(build.read_text(encoding="utf-8").replace("epochs=60", "epochs=3"), encoding="utf-8")
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as it is"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch) -> None:
+    """Kernels find this Python's programs, write nothing into the home folder, and pip downloads nothing."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+
+def test_every_cell_runs_and_shows_what_it_is_for(tmp_path, kernel):
+    notebook = nbformat.from_dict(ENGLISH)
+    place = 1 + next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    notebook.cells.insert(place, nbformat.v4.new_code_cell(SMALL.format(repository=repository(tmp_path / "remote"))))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbformat.write(notebook, tmp_path / "executed.ipynb")
+    found = {cell.id: shown(cell) for cell in notebook.cells if cell.cell_type == "code" and cell.id in SHOWN}
+    assert set(found) == set(SHOWN)
+    wrong = {name: text for name, text in found.items() if not re.search(SHOWN[name], text)}
+    wrong |= {name: text for name, text in found.items() if re.search(r"^error|Traceback", text, re.MULTILINE | re.I)}
+    assert wrong == {}
+    with tarfile.open(tmp_path / "grpo/trained.tar.gz") as archive:
+        names = archive.getnames()
+    assert "outputs/colab/adapter_model.safetensors" in names and not any("checkpoint-" in name for name in names)
+    assert re.search(r"^torch==", (tmp_path / "grpo/keep.txt").read_text(), re.MULTILINE)
+
+
+def test_both_notebooks_have_the_same_code_and_no_outputs():
+    cells = [[(cell.cell_type, cell.get("id")) for cell in each.cells] for each in (ENGLISH, JAPANESE)]
+    code = [[cell for cell in each.cells if cell.cell_type == "code"] for each in (ENGLISH, JAPANESE)]
+    assert cells[0] == cells[1] and code[0] == code[1]
+    assert [cell.id for cell in code[0] if cell.outputs or cell.execution_count] == []
+
+
+def test_a_mistake_of_main_in_a_cell_is_one_line(kernel):
+    cell = nbformat.v4.new_code_cell('from train_grpo import main\nmain(["--training.learnin_rate", "1"])')
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": str(ROOT)}}).execute()
+    *said, end = notebook.cells[0].outputs
+    expected = "error: training.learnin_rate: unknown, did you mean training.learning_rate?; fix or remove it"
+    assert end.traceback == [expected]
+    assert [output for output in said if "TqdmWarning" not in output.text] == []  # that ipywidgets is not installed
+
+
+def test_what_a_notebook_installs_is_what_a_run_needs_but_for_torch():
+    lines = [(ROOT / name).read_text().splitlines() for name in ("requirements.txt", "requirements-colab.txt")]
+    pins, colab = ([re.sub(r"\s*#.*", "", line) for line in each if line[0] != "#"] for each in lines)
+    direct = pins[: lines[0].index("# what they bring along") - sum(line[0] == "#" for line in lines[0][:10])]
+    assert sorted(line.partition("==")[0] for line in [*colab, "torch"]) == sorted(p.partition("==")[0] for p in direct)
+    assert [line for line in colab if "==" in line and line not in pins] == []
