@@ -105,8 +105,8 @@ def test_a_mistake_of_main_in_a_cell_is_one_line(kernel):
 
 
 def test_what_a_notebook_installs_is_what_a_run_needs_but_for_torch():
-    lines = [(ROOT / name).read_text().splitlines() for name in ("requirements.txt", "requirements-colab.txt")]
-    pins, colab = ([re.sub(r"\s*#.*", "", line) for line in each if line[0] != "#"] for each in lines)
-    direct = pins[: lines[0].index("# what they bring along") - sum(line[0] == "#" for line in lines[0][:10])]
-    assert sorted(line.partition("==")[0] for line in [*colab, "torch"]) == sorted(p.partition("==")[0] for p in direct)
+    texts = [(ROOT / name).read_text() for name in ("requirements.txt", "requirements-colab.txt")]
+    run, pins, colab = ([re.sub(r"\s*#.*", "", line) for line in text.splitlines() if line[0] != "#"]
+                        for text in (texts[0].split("# what they bring along")[0], *texts))  # fmt: skip
+    assert {line.partition("==")[0] for line in [*colab, "torch"]} == {line.partition("==")[0] for line in run}
     assert [line for line in colab if "==" in line and line not in pins] == []
