@@ -9,20 +9,20 @@ write a function here, then name it under `rewards:` in config.yaml with its wei
 named where they are imported here, and `soft = get_soft_overlong_punishment(256, 64)` is a reward as well.
 """
 
-import math
 import unicodedata
+
+import emoji
+import numpy as np
 
 
 def emoji_reward(completions, max_emoji: int = 4, **kwargs) -> list[float]:
     """The number of emoji: at most `max_emoji`; a family, a flag or a keycap is one."""
-    from emoji import emoji_count  # not above, so that `python rewards.py` can say how it is installed
-
-    return [float(min(emoji_count(text), max_emoji)) for text in _texts(completions)]
+    return [float(min(emoji.emoji_count(text), max_emoji)) for text in _texts(completions)]
 
 
 def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **kwargs) -> list[float]:
     """exp(-alpha * |characters - target_length|): 1 at the target, 0.22 ten characters off, next to nothing at 60."""
-    return [math.exp(-alpha * abs(len(text) - target_length)) for text in _texts(completions)]
+    return [float(np.exp(-alpha * np.abs(len(text) - target_length))) for text in _texts(completions)]
 
 
 def answer_reward(completions, answer: list[str], **kwargs) -> list[float]:

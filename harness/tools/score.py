@@ -8,42 +8,33 @@ python rewards.py --config mine.yaml "はい"           # with the settings of t
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 from harness.errors import RewardError, UserError
+from harness.reward import Reward
 from harness.rewards_file import own_callables, parameters, reward_functions, reward_named, rewards_py, why_no_reward
-from harness.tools.end import exit_status
-
-if TYPE_CHECKING:
-    from harness.reward import Reward
+from harness.settings import reward_settings
 
 
 def main() -> None:
-    sys.exit(exit_status(score, "not all texts were scored"))
-
-
-def score() -> None:
     """Score the texts of the command line, or each line of stdin, with every reward that needs nothing but the text."""
     parser = argparse.ArgumentParser(
         prog="rewards.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="each is scored on its own; none: the lines of stdin")
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
-    parser.error = _refuse
+    parser.error = lambda problem: _end(f"{problem}; a text that begins with - comes behind --; see --help")
     options = parser.parse_args()
     if not options.texts and sys.stdin.isatty():
         return parser.print_help()
     try:
         _score(options.texts or sys.stdin.read().splitlines(), _rewards(options.config))
-    except RewardError as error:  # nothing has failed on the way: rewards.py is what is tried here
-        raise UserError(str(error)) from error
+    except (UserError, RewardError) as error:
+        _end(str(error))
 
 
-def _rewards(files: list[Path]) -> list["Reward"]:
+def _rewards(files: list[Path]) -> list[Reward]:
     """Those of rewards.py that a text alone can be scored by, with their settings; what the others lack is said."""
-    from harness.reward import Reward  # these need packages; exit_status says which are not installed
-    from harness.settings import reward_settings
-
     rewards_py()
     try:
         entries = reward_settings(files)
@@ -72,11 +63,11 @@ def _rewards(files: list[Path]) -> list["Reward"]:
     return rewards
 
 
-def _without_default(reward: "Reward") -> list[str]:
+def _without_default(reward: Reward) -> list[str]:
     return [name for name, each in parameters(reward.function).items() if each.default is each.empty]
 
 
-def _score(texts: list[str], rewards: list["Reward"]) -> None:
+def _score(texts: list[str], rewards: list[Reward]) -> None:
     print("\t".join([*(reward.name for reward in rewards), "characters", "text"]))
     for text in texts:  # as chat messages, which is how training passes them
         scores = [reward.score([""], [[{"role": "assistant", "content": text}]], {})[0] for reward in rewards]
@@ -88,5 +79,6 @@ def _note(words: str) -> None:
     print(f"note: {words}", file=sys.stderr)
 
 
-def _refuse(problem: str) -> None:
-    raise UserError(f"{problem}; a text that begins with - comes behind --; see --help")
+def _end(problem: str) -> NoReturn:
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
