@@ -14,6 +14,8 @@ import train_grpo
 from harness.before.check import training_arguments
 from harness.before.data import load_data
 from harness.before.footprint import _kept, footprint
+from harness.before.machine import no_compiler
+from harness.before.plan import Plan
 from harness.before.policy import Policy, load_policy
 from harness.errors import UserError
 from harness.settings import read_settings
@@ -314,3 +316,64 @@ def test_the_real_command_line_exits_with_2_and_one_line(policy):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: prompts.column: there is no column 'question'")
+
+
+# Settings, parameters of the model, steps: what the plan says of them; None: nothing
+DOUBTS = [
+    (["--training.learning_rate=2e-5"], 135e6, 50, None),
+    (["--training.learning_rate=3e-5"], 135e6, 50, "learning_rate 3e-05 may destroy a model whose weights are all"),
+    (["--training.learning_rate=6e-4"], 1e6, 50, None),
+    (["--training.learning_rate=6e-4", "--config=recipes/lora.yaml"], 135e6, 50, None),
+    (
+        ["--training.learning_rate=1e-6"],
+        135e6,
+        3,
+        "3 optimizer steps at learning_rate 1e-06 teach next to nothing: train 10",
+    ),
+    (["--training.learning_rate=0"], 135e6, 3, None),
+    (["--training.learning_rate=1e-6"], 1500e6, 1250, None),
+    (["--training.use_vllm=true", "--training.top_p=0.9", "--training.top_k=20"], 1e6, 50, "top_p and top_k with vLLM"),
+    (["--training.use_vllm=true", "--training.min_p=0.1"], 1e6, 50, "min_p with vLLM"),
+    (["--training.top_p=0.9"], 1e6, 50, None),
+    (["--training.use_vllm=true"], 1e6, 50, None),
+    (
+        ["--training.use_vllm=true", "--config=recipes/lora.yaml", "--model.dtype=bfloat16"],
+        1e6,
+        50,
+        "merged in bfloat16, which rounds",
+    ),
+    (["--training.use_vllm=true", "--config=recipes/lora.yaml"], 1e6, 50, None),
+]
+
+
+def test_the_plan_doubts_settings_that_run_and_teach_nothing_or_the_wrong_thing(demo):
+    wrong = []
+    for arguments, parameters, steps, expected in DOUBTS:
+        settings = read_settings([*demo, *arguments])
+        args, lora = training_arguments(settings)
+        plan = Plan.__new__(Plan)  # of a model that is not there
+        plan.settings, plan.args, plan.lora = settings, args, lora
+        plan.parameters, plan.steps, plan.policy = parameters, steps, load_policy(settings)
+        found = plan._doubts()
+        if (expected is None and found) or (expected and (len(found) != 1 or expected not in found[0])):
+            wrong.append((arguments, found))
+    assert wrong == []
+
+
+def test_a_gpu_machine_without_a_compiler_or_pythons_header_is_told_before_the_model_is_loaded(tmp_path, monkeypatch):
+    """TRL's kernels are compiled at the first step; this machine has no Triton, which an empty package stands for."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("CC", raising=False)
+    (tools := tmp_path / "bin").mkdir()
+    (include := tmp_path / "include").mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(include)})
+    assert f"no C compiler and no {include}/Python.h, with which" in no_compiler()
+    (include / "Python.h").touch()
+    assert no_compiler().startswith("no C compiler, with which")
+    (tools / "clang").touch(0o755)
+    assert no_compiler() is None
+    monkeypatch.setenv("CC", "gcc-14")
+    assert no_compiler().startswith("no compiler gcc-14, which CC names, with which")

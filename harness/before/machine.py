@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import sysconfig
 from importlib.util import find_spec
 
 import torch
@@ -42,3 +44,20 @@ def check_machine(settings: Settings) -> None:
     if not no_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
         raise settings.error("training.bf16", f"{problem} (with model.dtype: float32, or LoRA)")
+    if problem := no_compiler():
+        raise UserError(f"machine: {problem}")
+
+
+def no_compiler() -> str | None:
+    """What Triton lacks, as it looks for it: TRL's log-probabilities on a GPU are compiled at the first step."""
+    if find_spec("triton") is None:  # TRL does without it then
+        return None
+    named, missing = os.environ.get("CC"), []
+    if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
+        missing.append(f"compiler {named}, which CC names" if named else "C compiler")
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = os.path.join(sysconfig.get_paths(scheme)["include"], "Python.h")
+    missing += [] if os.path.exists(header) else [header]
+    python = f"python3.{sys.version_info.minor}-dev"
+    remedy = f"with which Triton compiles at the first step; apt install gcc {python}, or what your system calls them"
+    return f"no {' and no '.join(missing)}, {remedy}" if missing else None

@@ -18,6 +18,9 @@ from harness.processes import ENDS
 from harness.reward import Reward
 from harness.settings import Settings
 
+HELD = 2e-5  # the highest learning rate, of all weights, with which a real model was seen to keep its answers
+LEAST = 1e-5  # learning rate x steps below which a run is too short: 50 steps of 1e-6 taught SmolLM2-135M a little
+
 
 class Plan:
     """What a run is made of, and what it will come to, as far as that can be calculated.
@@ -71,6 +74,14 @@ class Plan:
             ("the run", f"{self.steps:,} optimizer steps, {self.calls:,} generation calls of {sampled}"),
             ("", f"at most {self.calls * sampled * args.max_completion_length:,} generated tokens"),
         ]
+        more = f", top_p {args.top_p:g}" if args.top_p < 1 else ""
+        rows.append(
+            ("sampling", f"temperature {args.temperature:g}{more}, {args.max_completion_length} tokens at most")
+        )
+        kl = f"beta {args.beta:g} (the weight of the KL)" if args.beta else "beta 0: no reference model, no KL"
+        warm_up = args.get_warmup_steps(self.steps)
+        schedule = args.lr_scheduler_type.value + (f" after {warm_up} steps of warm-up" if warm_up else "")
+        rows.append(("learning", f"learning_rate {args.learning_rate:g}, {schedule}; loss {args.loss_type}, {kl}"))
         for i, reward in enumerate(self.rewards):
             rows.append(("" if i else "rewards", f"{reward.weight:g} x {reward}"))
         rows.append(("", "each function was called once to check it, on two completions"))
@@ -95,10 +106,39 @@ class Plan:
             drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread
             if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
                 doubts.append(rounded_away(share))
+        if not self.lora and self.parameters > 50e6 and args.learning_rate > HELD:
+            measured = f"SmolLM2-135M held {HELD:g}, and was destroyed within four steps at 6e-4"
+            doubts.append(
+                f"learning_rate {args.learning_rate:g} may destroy a model whose weights are all trained: {measured}"
+            )
+        if not self.lora and args.learning_rate and self.steps * args.learning_rate < LEAST:
+            few = f"{self.steps:,} optimizer steps at learning_rate {args.learning_rate:g} teach next to nothing"
+            rate = math.ceil(round(LEAST / args.learning_rate, 6))
+            doubts.append(
+                f"{few}: train {rate:,} (num_train_epochs, max_steps), or raise learning_rate; see recipes/cpu.yaml"
+            )
+        doubts += self._biased_sampling() if args.use_vllm else []
         if "TORCHELASTIC_RUN_ID" in os.environ and not {ENDS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"} & set(os.environ):
             doubts.append("this launcher kills a run 30 s after a signal; use python -m harness launch in its place")
         if args.save_strategy == "no":
             doubts.append("save_strategy is no: a run that is stopped has lost everything")
+        return doubts
+
+    def _biased_sampling(self) -> list[str]:
+        """Why vLLM's samples are not the policy's, though TRL corrects for what differs by rounding."""
+        args, doubts = self.args, []
+        cut = {"top_p": args.top_p < 1, "top_k": args.top_k > 0, "min_p": bool(args.min_p)}
+        if names := [name for name, on in cut.items() if on]:
+            problem = "vLLM's log-probabilities are of the tokens that are left, the policy's are of all"
+            doubts.append(
+                f"{' and '.join(names)} with vLLM: {problem}, so the correction for their difference is biased"
+            )
+        if self.lora and (self.settings.model.get("quantization_config") or {}):
+            doubts.append(
+                "vLLM gets LoRA merged into 4-bit weights, and rounded again: it samples from a slightly other policy"
+            )
+        elif self.lora and self.policy.dtype() != torch.float32:
+            doubts.append(f"vLLM gets LoRA merged in {str(self.policy.dtype())[6:]}, which rounds small changes away")
         return doubts
 
     def _which_gpus(self, needed: float) -> list[str]:

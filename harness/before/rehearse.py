@@ -22,7 +22,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.before.footprint import GB, moved_share, rounded_away, stochastic_rounding
+from harness.before.footprint import CUDA_CONTEXT, GB, moved_share, rounded_away, stochastic_rounding
 from harness.before.plan import Plan
 from harness.errors import SMALLER, RunError, UserError, out_of_memory
 from harness.reward import FLAT
@@ -82,7 +82,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(_now() - self.begin)
         self.sampling.append(self.sampled)
-        self.memory.append(_memory_in_use())
+        self.memory.append(_memory_in_use(args.use_vllm))
         self.begin, self.sampled = _now(), 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -190,8 +190,11 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
     room = f"{(total - peak) / GB:.1f} GB of {total / GB:.0f} are left" if total else "of this process, on a CPU"
     print("Worst case: whole steps on the longest prompts, completions of full length")
     print(f"  memory: {peak / GB:.1f} GB measured, {figures['calculated_bytes'] / GB:.1f} GB calculated; {room}")
-    growth = figures["growth_bytes"] / GB
-    print(f"  host memory {figures['host_bytes'] / GB:.1f} GB; {growth:.2f} GB more after the last step than the first")
+    print(f"  host memory {figures['host_bytes'] / GB:.1f} GB")
+    if (growth := figures["growth_bytes"] / GB) > 0.05:
+        print(
+            f"  {growth:.2f} GB more after these steps than after the first: usual at the start, a leak if it goes on"
+        )
     worst, typical = figures["worst_step_s"], figures["typical_step_s"]
     share = figures["worst_sampling_s"] / worst
     print(f"  a step {worst:.2f} s, {share:.0%} of it sampling; a typical one {typical:.2f} s")
@@ -209,12 +212,15 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _memory_in_use() -> int:
-    """Bytes in use as the driver sees them, vLLM's included; without a GPU the process's peak."""
+def _memory_in_use(vllm: bool) -> int:
+    """Bytes that this process has taken of its GPU at most; without a GPU, of the machine's memory.
+
+    vLLM's are seen by the driver alone, which counts other programs too.
+    """
     if not torch.cuda.is_available():
         return _host_memory()
     free, total = torch.cuda.mem_get_info()
-    return total - free
+    return total - free if vllm else torch.cuda.max_memory_reserved() + int(CUDA_CONTEXT)
 
 
 def _host_memory() -> int:
