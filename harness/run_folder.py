@@ -103,19 +103,22 @@ class RunFolder:
         write_whole(self.samples_file, "".join(lines))
 
     def state(self) -> dict[str, Any]:
-        """Upstream's TrainerState of the run, or of its newest checkpoint; raises UserError where there is none."""
-        file = self.state_file
-        if not file.exists():
-            files = [checkpoint / file.name for checkpoint in self.checkpoints() if (checkpoint / file.name).exists()]
-            if not files:
-                problem = "holds no run (no trainer_state.json); name an output_dir that was trained into"
-                raise UserError(f"{self}: {problem}")
-            file = files[-1]  # of a run that was stopped half-way
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-            logged = any("reward" in log for log in state["log_history"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not readable ({error}); the file is damaged, name another run") from error
+        """Upstream's TrainerState, the newest there is; raises UserError where there is none.
+
+        A run that is stopped half-way has it in its checkpoints only; of a run that is extended, the folder has that of
+        its first end until its second.
+        """
+        files, found = [folder / self.state_file.name for folder in (self.path, *self.checkpoints())], {}
+        for file in [file for file in files if file.exists()][-2:]:
+            try:
+                state = json.loads(file.read_text(encoding="utf-8"))
+                found[state["global_step"]] = file, state, any("reward" in log for log in state["log_history"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file}: not readable ({error}); the file is damaged, name another run") from error
+        if not found:
+            problem = "holds no run (no trainer_state.json); name an output_dir that was trained into"
+            raise UserError(f"{self}: {problem}")
+        file, state, logged = found[max(found)]
         if not logged:
             raise UserError(f"{file}: no reward was logged; train for at least logging_steps steps")
         return state

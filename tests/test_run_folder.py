@@ -1,6 +1,7 @@
 """The folder of a run: what is written there is read back the same, and what is damaged is named or left out."""
 
 import datetime
+import json
 
 import pytest
 
@@ -46,3 +47,18 @@ def test_a_run_that_was_killed_says_when_it_was_last_alive(tmp_path):
     status = RunFolder(tmp_path).status()
     alive = datetime.datetime.fromisoformat(status["time"])
     assert status["step"] == 3 and abs((datetime.datetime.now(datetime.UTC) - alive).total_seconds()) < 60
+
+
+def test_the_newest_state_of_a_run_is_read_wherever_it_is(tmp_path):
+    def written(folder: str, step: int) -> None:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "trainer_state.json").write_text(
+            json.dumps({"global_step": step, "log_history": [{"reward": 1.0}]})
+        )
+
+    (tmp_path / "checkpoint-9").mkdir()  # one without a state
+    for folder, step in (("checkpoint-4", 4), (".", 6), ("checkpoint-8", 8)):  # stopped, at its end, extended
+        written(folder, step)
+        assert RunFolder(tmp_path).state()["global_step"] == step
+    written(".", 12)
+    assert RunFolder(tmp_path).state()["global_step"] == 12

@@ -35,7 +35,9 @@ def check_machine(settings: Settings) -> None:
     if training.get("use_cpu"):
         return
     if not torch.cuda.is_available():
-        raise UserError("machine: no CUDA GPU found; `make demo` runs the same code on a laptop")
+        raise UserError(
+            "machine: no CUDA GPU found; recipes/cpu.yaml trains a small model on a CPU, and `make demo` shows it"
+        )
     if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
         all_of_them = f"all of them with `python -m harness launch --num_processes {count} train_grpo.py`"
         one = "one with CUDA_VISIBLE_DEVICES=0"
