@@ -108,8 +108,9 @@ class RunFolder:
         A run that is stopped half-way has it in its checkpoints only; of a run that is extended, the folder has that of
         its first end until its second.
         """
-        files, found = [folder / self.state_file.name for folder in (self.path, *self.checkpoints())], {}
-        for file in [file for file in files if file.exists()][-2:]:
+        name, found = self.state_file.name, {}
+        files = [folder / name for folder in (self.path, *reversed(self.checkpoints())) if (folder / name).exists()]
+        for file in files[:2]:
             try:
                 state = json.loads(file.read_text(encoding="utf-8"))
                 found[state["global_step"]] = file, state, any("reward" in log for log in state["log_history"])
