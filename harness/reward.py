@@ -57,7 +57,8 @@ class Reward:
     def for_trl(self) -> Callable | Any:
         """The loaded model; or the function as TRL calls it, with every result checked; raises RewardError.
 
-        Each call logs the mean length in characters, and the share of groups in which all completions score alike.
+        Each call logs the mean length in characters, the share of groups in which all completions score alike,
+        and, where it is None for some, to which share of the completions it applies.
         """
         if self.function is None:
             return self.model
@@ -68,6 +69,8 @@ class Reward:
             log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
             if (share := flat_groups(values, prompts)) is not None:
                 log_metric(f"rewards/{self.name}/flat_groups", share)
+            if None in values:
+                log_metric(f"rewards/{self.name}/applies", sum(value is not None for value in values) / len(values))
             return values
 
         def call(**passed):
