@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
@@ -19,9 +20,9 @@ from trl import GRPOTrainer
 from harness.after.card import model_card
 from harness.after.curves import draw_curves
 from harness.after.samples import ask, rows_to_ask
-from harness.after.verdict import verdict
+from harness.after.verdict import FEWEST, interval, verdict
 from harness.before.plan import Plan
-from harness.during.watch import Watch, best_in_words
+from harness.during.watch import GIVEN_UP, TOTAL_FALL, Watch, best_in_words
 from harness.errors import RunError, one_line
 from harness.files import write_whole
 from harness.reward import score_words
@@ -140,12 +141,19 @@ class Report(TrainerCallback, ExportableState):
             f"compare it:  {tool} compare {folder}",
             f"{'then go on: ' if self.settings.lora else 'go on:      '} {start} {script} --config {settings} "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
-            *(f"warning: {warning}" for warning in self.watch.warnings.values()),
+            *(f"warning: {warning}" for warning in self._warnings()),
             self._verdict(),
         ]
 
     def _verdict(self) -> str:
         return verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})[1]
+
+    def _warnings(self) -> list[str]:
+        """The log's, without those of a fall that the held-out answers refute."""
+        weights = {reward.logged: reward.weight for reward in self.rewards}
+        falls = {"reward": (weights, TOTAL_FALL)} | {f"rewards/{name}": ({name: 1}, GIVEN_UP) for name in weights}
+        found, samples = self.watch.warnings.items(), self.samples()
+        return [words for cause, words in found if cause not in falls or not refuted(samples, *falls[cause])]
 
     def _shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
@@ -171,6 +179,15 @@ class Report(TrainerCallback, ExportableState):
             status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        warnings = list(self.watch.warnings.values())
-        card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status)
+        card = model_card(self.trainer, self.plan, self.folder, self._shown(), self._warnings(), self.seconds, status)
         write_whole(self.folder.card, str(card))
+
+
+def refuted(samples: list[dict[str, Any]], weights: dict[str, float], share: float) -> bool:
+    """Whether the held-out answers lost less than a `share` of their weighted sum, even at its interval's low end."""
+    asked = [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
+    before, after = (
+        np.array([sum(w * (sample[side]["rewards"][name] or 0) for name, w in weights.items()) for sample in asked])
+        for side in ("before", "after")
+    )
+    return len(asked) >= FEWEST and interval(after - before).low >= -share * abs(before.mean())
