@@ -58,7 +58,7 @@ class Reward:
         """The loaded model; or the function as TRL calls it, with every result checked; raises RewardError.
 
         Each call logs the mean length in characters, the share of groups in which all completions score alike,
-        and, where it is None for some, to which share of the completions it applies.
+        the lowest and the highest score and, where it is None for some, to which share of the completions it applies.
         """
         if self.function is None:
             return self.model
@@ -69,8 +69,11 @@ class Reward:
             log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
             if (share := flat_groups(values, prompts)) is not None:
                 log_metric(f"rewards/{self.name}/flat_groups", share)
-            if None in values:
-                log_metric(f"rewards/{self.name}/applies", sum(value is not None for value in values) / len(values))
+            if scores := [value for value in values if value is not None]:
+                log_metric(f"rewards/{self.name}/min", min(scores))
+                log_metric(f"rewards/{self.name}/max", max(scores))
+            if len(scores) < len(values):
+                log_metric(f"rewards/{self.name}/applies", len(scores) / len(values))
             return values
 
         def call(**passed):

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 import rewards
 import train_grpo
-from harness.after.report import refuted
+from harness.after.report import pause, refuted
 from harness.before.data import load_data
 from harness.during.progress import log_line
 from harness.errors import UserError
@@ -185,6 +185,10 @@ def test_what_the_held_out_answers_refute_is_not_on_the_card(tiny, tmp_path, mon
     printed, card = capsys.readouterr().out, (tmp_path / "run/README.md").read_text()
     assert (printed.count("length fell"), printed.count("answers are cut")) == (1, 2)  # in the log, and at the end
     assert "length fell" not in card and "answers are cut" in card
+
+
+def test_how_often_curves_are_drawn():
+    assert [pause(seconds) for seconds in (0.1, 0.4, 2, 10)] == [20, 60, 60, 200]
 
 
 def test_log_line():

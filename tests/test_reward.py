@@ -164,12 +164,12 @@ def test_flat_groups():
     assert [(*row, share) for row, share in zip(rows, found, strict=True) if share != row[1]] == []
 
 
-def test_to_which_share_of_the_completions_a_reward_applies_is_logged():
-    for values, share in (([1, None, None, 2], 0.5), ([None] * 4, 0), ([1, 2, 3, 4], None)):
+def test_the_share_to_which_a_reward_applies_and_the_ends_of_its_scores_are_logged():
+    for values, *logs in (([1, None, None, 2], 0.5, 1, 2), ([None] * 4, 0, None, None), ([3, 2, 4, 1], None, 1, 4)):
         logged = {}
         call = Reward("mine", 1, {}, lambda completions, values=values: values).for_trl()
         call(prompts=["a"] * 4, completions=["b"] * 4, log_metric=logged.__setitem__)
-        assert logged.get("rewards/mine/applies") == share
+        assert [logged.get(f"rewards/mine/{key}") for key in ("applies", "min", "max")] == logs
 
 
 def test_rewards_py_holds_rewards_only():

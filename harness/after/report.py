@@ -1,6 +1,6 @@
 """Report: curves while a run goes on; samples, before/after and a model card once it is over.
 
-Nothing here may cost a run: curves take at most 0.5% of the time, and what cannot be written is a warning.
+Nothing here may cost a run: drawing curves is given at most 5% of the time, and what cannot be written is a warning.
 """
 
 import os
@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.after.card import model_card
-from harness.after.curves import draw_curves
+from harness.after.curves import draw_curves, earlier_logs
 from harness.after.samples import ask, rows_to_ask
 from harness.after.verdict import FEWEST, interval, verdict
 from harness.before.plan import Plan
@@ -46,6 +46,7 @@ class Report(TrainerCallback, ExportableState):
         self.after = self.before
         self.over = False
         self.start = self.next_drawing = time.monotonic()
+        self.earlier: list[dict[str, Any]] | None = None  # the logs of the run that this one goes on from
         self.seconds = 0.0
 
     def state(self) -> dict[str, Any]:
@@ -119,8 +120,11 @@ class Report(TrainerCallback, ExportableState):
             return
         titles = {reward.logged: reward.title for reward in self.rewards}
         weights = {reward.logged: reward.weight for reward in self.rewards}
-        draw_curves({"": history}, titles, self.folder.curves, weights)
-        self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
+        if self.earlier is None:
+            self.earlier = earlier_logs(self.folder)
+        draw_curves({"": self.earlier + history}, titles, self.folder.curves, weights)
+        end = time.monotonic()
+        self.next_drawing = end + pause(end - begin)
 
     def _last_lines(self) -> list[str]:
         """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
@@ -181,6 +185,11 @@ class Report(TrainerCallback, ExportableState):
             status = f"**Failed: {self.watch.failure}.** {status}"
         card = model_card(self.trainer, self.plan, self.folder, self._shown(), self._warnings(), self.seconds, status)
         write_whole(self.folder.card, str(card))
+
+
+def pause(drawing: float) -> float:
+    """Seconds to the next drawing, by those of the last: 0.5% of the time, more for a picture a minute, at most 5%."""
+    return max(20 * drawing, min(200 * drawing, 60))
 
 
 def refuted(samples: list[dict[str, Any]], weights: dict[str, float], share: float) -> bool:
