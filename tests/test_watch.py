@@ -58,7 +58,9 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
     (8, [({}, 4), (KL, 3), ({}, 9)], {}),  # the demo's
     (40, [({}, 1), ({"kl": 1.9}, 20)], {}),
     (8, [({}, 1), (KL, 4)], {"kl": 5}),
-    (2, [({}, 1), ({"kl": 12.0}, 1)] * 5, {}),  # an unlikely token
+    (2, [({}, 1), (KL, 15)], {}),
+    (2, [({}, 1), ({"kl": 3.1}, 3)], {"kl": 4}),
+    (2, [({}, 1), ({"kl": 12.0}, 2)] * 5, {}),  # an unlikely token
     (40, [({}, 2), ({"entropy": 0.09}, 3)], {"entropy": 5}),
     (40, [({}, 2), ({"entropy": 0.09}, 2), ({}, 9)], {}),
     (40, [(CONSTANT, 2)], {"flat/emoji": 2}),

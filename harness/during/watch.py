@@ -17,7 +17,9 @@ from harness.reward import FLAT, HUGE, Reward
 
 CANARY_FALL = 0.05  # more than that since the first evaluation is a fall
 GIVEN_UP, TOTAL_FALL = 1 / 4, 1 / 10  # of what a canary, and the total reward, began with
-RUNAWAY = 2  # nats a token; the demo, which learns well, comes to 1.8
+# KL, nats a token, in how many logs in a row of how many questions. The demo learns well at 1, and an unlikely token
+# makes a log of 2 questions 5, or two of 8 questions 2.1.
+RUNAWAY = ((2, 2, ENOUGH[0]), (3, 3, 0))
 SAMPLER = "sampling/sampling_logp_difference/mean"  # nats a token; TRL logs it where vLLM samples
 
 
@@ -94,7 +96,7 @@ class Watch(TrainerCallback, ExportableState):
             if (cut := window(backwards, "completions/clipped_ratio", questions)) and cut.most():
                 problem = f"{cut.mean:.0%} of completions are cut off at max_completion_length"
                 yield "cut", f"{problem}; raise it, or reward brevity"
-        if self._last(2, ENOUGH[0], lambda log: (log.get("kl") or 0) > RUNAWAY):
+        if any(self._last(*many, lambda log, bound=bound: (log.get("kl") or 0) > bound) for bound, *many in RUNAWAY):
             yield "kl", f"KL is {latest['kl']:.1f} a token: the policy runs away; lower learning_rate or raise beta"
         if fell := fall(logs, "reward", TOTAL_FALL, batch):
             yield "reward", f"the total reward fell {fell}, below where it began; lower learning_rate or raise beta"
