@@ -59,9 +59,7 @@ class Trainer(GRPOTrainer):
         functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
         super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
         if args.num_completions_to_print is None:
-            self.num_completions_to_print = (
-                0  # TRL's default prints all of log_completions at each log: hundreds of lines
-            )
+            self.num_completions_to_print = 0  # TRL's default is all of them at each log
         if args.cache_implementation == "static" and not args.use_vllm:
             self.generation_config.disable_compile = False  # TRL switches off what a static cache is for
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
