@@ -61,7 +61,7 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
     (2, [({}, 1), (KL, 15)], {}),
     (2, [({}, 1), ({"kl": 3.1}, 3)], {"kl": 4}),
     (2, [({}, 1), ({"kl": 12.0}, 2)] * 5, {}),  # an unlikely token
-    (40, [({}, 2), ({"entropy": 0.09}, 3)], {"entropy": 5}),
+    (40, [({}, 2), ({"entropy": 0.0}, 3)], {"entropy": 5}),
     (40, [({}, 2), ({"entropy": 0.09}, 2), ({}, 9)], {}),
     (40, [(CONSTANT, 2)], {"flat/emoji": 2}),
     (40, [(CONSTANT, 4), ({}, 1)], {}),  # taken back

@@ -1,6 +1,5 @@
 """Watch: warns, once per cause, when a run is going wrong; a run in which nothing can be learned fails."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +45,7 @@ class Watch(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         vars(self).update(state.stateful_callbacks.get("Watch", self.state())["attributes"])
+        self.logs, self.varied = [], set()
         for log in state.log_history:
             self._take(args, log["step"], log)
 
@@ -101,7 +101,7 @@ class Watch(TrainerCallback, ExportableState):
         if fell := fall(logs, "reward", TOTAL_FALL, batch):
             yield "reward", f"the total reward fell {fell}, below where it began; lower learning_rate or raise beta"
         began = window(logs, "entropy", ENOUGH[0])
-        if began and self._last(3, 8, lambda log: (log.get("entropy") or math.inf) < began.mean / 10):
+        if began and self._last(3, 8, lambda log: log.get("entropy") is not None and log["entropy"] < began.mean / 10):
             fell = f"entropy fell from {began.mean:.2f} to {latest['entropy']:.2g} nats a token"
             yield "entropy", f"{fell}: a group's answers become the same; raise temperature or beta"
         for name in self.canaries:
@@ -115,11 +115,10 @@ class Watch(TrainerCallback, ExportableState):
         if SAMPLER in latest and len(logs) % 4 == 0:
             values = [log[SAMPLER] for log in logs if log.get(SAMPLER) is not None]
             if grows(values):
-                problem = (
-                    f"vLLM's and the policy's log-probabilities differ more from log to log, by {values[0]:.2g} at"
-                )
-                problem += f" first and {values[-1]:.2g} now (at most {latest[SAMPLER.replace('mean', 'max')]:.2g})"
-                yield "sampler", f"{problem}: the trained weights may not reach vLLM; restart its server"
+                largest = latest[SAMPLER.replace("mean", "max")]
+                problem = "vLLM's and the policy's log-probabilities differ more from log to log, at first by"
+                problem += f" {values[0]:.2g} a token and now by {values[-1]:.2g}, at most {largest:.2g}"
+                yield "sampler", f"{problem}: the trained weights may not reach vLLM; see vllm_mode and vLLM's version"
 
     def _last(self, times: int, questions: float, holds: Callable[[dict[str, Any]], bool]) -> bool:
         """Whether it holds for each of the last logs: of so many, and of more where these have fewer questions."""
