@@ -18,8 +18,9 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
         best = max(files, key=lambda file: (len(lacking & _characters(file)), _plain(file)), default=None)
         if best is None or not lacking & _characters(best):
             break
-        font_manager.fontManager.addfont(best)
-        families.append(font_manager.get_font(best).family_name)
+        families.append(name := font_manager.get_font(best).family_name)
+        if name not in font_manager.fontManager.get_font_names():
+            font_manager.fontManager.addfont(best)
         lacking -= _characters(best)
     return families, lacking
 
@@ -34,12 +35,15 @@ def replaced(text: str, lacking: set[str]) -> str:
 @cache
 def _characters(file: str) -> frozenset[str]:
     try:
-        return frozenset(map(chr, font_manager.get_font(file).get_charmap()))
-    except (OSError, RuntimeError):  # damaged, or of pictures, as emoji are: cannot be drawn with
+        font = font_manager.get_font(file)
+        return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()  # not pictures, as emoji are
+    except (OSError, RuntimeError):  # damaged
         return frozenset()
 
 
 def _plain(file: str) -> int:
-    """How much it looks like the rest of the picture: no bold or italic one, and without serifs."""
+    """How much it looks like the rest of the picture: neither bold nor slanted, and without serifs."""
     name = Path(file).stem.lower()
-    return ("sans" in name or "gothic" in name) - 2 * any(kind in name for kind in ("bold", "italic", "oblique"))
+    return ("sans" in name or "gothic" in name) - 2 * any(
+        kind in name for kind in ("bold", "black", "thin", "light", "italic", "oblique")
+    )
