@@ -8,7 +8,8 @@ This module imports no torch, so that `python rewards.py` is quick.
 import asyncio
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Reward:
     """A reward as config.yaml names and weighs it; of weight 0 it is a canary: logged, and not trained on.
 
     `settings`: its own arguments. `function` is None for a reward model, of which `name` is the Hub name or folder;
-    `model` and `tokenizer` are set when it is loaded.
+    `model` and `tokenizer` are set when it is loaded. `kept`: columns that TRL is to write beside a completion.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Reward:
     function: Callable | None
     model: Any = None
     tokenizer: Any = None
+    kept: Sequence[str] = ()
 
     @property
     def logged(self) -> str:
@@ -57,17 +59,26 @@ class Reward:
     def for_trl(self) -> Callable | Any:
         """The loaded model; or the function as TRL calls it, with every result checked; raises RewardError.
 
-        Each call logs the mean length in characters, and the share of groups in which all completions score alike.
+        Each call logs the mean length in characters, the share of groups in which all completions score alike,
+        the lowest and the highest score and, where it is None for some, to which share of the completions it applies.
         """
         if self.function is None:
             return self.model
 
-        def check(values: Any, prompts: list, completions: list, log_metric: Callable) -> list[float | None]:
+        def check(values: Any, passed: dict[str, Any]) -> list[float | None]:
+            prompts, completions, log_metric = (passed[name] for name in ("prompts", "completions", "log_metric"))
             values = _one_number_each(self.name, values, prompts, completions)
             lengths = [len(c if isinstance(c, str) else c[-1]["content"] or "") for c in completions]
             log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
             if (share := flat_groups(values, prompts)) is not None:
                 log_metric(f"rewards/{self.name}/flat_groups", share)
+            if scores := [value for value in values if value is not None]:
+                log_metric(f"rewards/{self.name}/min", min(scores))
+                log_metric(f"rewards/{self.name}/max", max(scores))
+            if len(scores) < len(values):
+                log_metric(f"rewards/{self.name}/applies", len(scores) / len(values))
+            for column in self.kept:
+                passed["log_extra"](column, [_as_text(value) for value in passed[column]])
             return values
 
         def call(**passed):
@@ -75,12 +86,12 @@ class Reward:
                 values = self._ask(passed)
                 if inspect.iscoroutine(values):  # of an async function in a decorator that is not
                     values = asyncio.run(values)
-            return check(values, passed["prompts"], passed["completions"], passed["log_metric"])
+            return check(values, passed)
 
         async def call_async(**passed):
             with self._failure_named(passed):
                 values = await self._ask(passed)
-            return check(values, passed["prompts"], passed["completions"], passed["log_metric"])
+            return check(values, passed)
 
         call = call_async if self._is_async() else call
         call.__name__ = self.name  # TRL logs a reward under its function's name
@@ -192,6 +203,11 @@ def _one_number_each(name: str, values: Any, prompts: list, completions: list) -
                 f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
             )
     return [None if value is None else float(value) for value in values]
+
+
+def _as_text(value: Any) -> str | None:
+    """A Parquet file refuses a column of several types."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _row(row: int, prompts: list, completions: list) -> str:

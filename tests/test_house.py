@@ -26,8 +26,8 @@ ORDER = [
             "fit",
         )
     ],
-    *[f"during.{name}" for name in ("padding", "trainer", "stop", "checkpoints", "watch", "progress")],
-    *[f"after.{name}" for name in ("samples", "verdict", "curves", "card", "report")],
+    *[f"during.{name}" for name in ("padding", "trainer", "stop", "checkpoints", "windows", "watch", "progress")],
+    *[f"after.{name}" for name in ("samples", "verdict", "fonts", "curves", "card", "report")],
     *[f"tools.{name}" for name in ("end", "score", "trained", "chat", "compare", "merge", "read", "launch")],
     "__main__",
 ]

@@ -1,5 +1,6 @@
 """Reading what a real tiny run sampled: the right rows, whole, in the right order."""
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import train_grpo
 from harness.errors import Stopped, UserError
 from harness.tools import read
 
-KEPT = ["--training.log_completions", "true", "--training.num_completions_to_print", "0"]
+KEPT = ["--training.log_completions", "true"]
 GROUP, SCORES = re.compile(r"^step (\d+), group (\d+) of 4 ─", re.MULTILINE), re.compile(r"\((total .*?)\)", re.DOTALL)
 
 
@@ -44,9 +45,11 @@ def resumed(policy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(resumed, tmp_path_factory):
-    """The first three steps of it."""
+    """The same, and TRL's empty file of the fourth, as an older run has left it."""
     folder = shutil.copytree(resumed, tmp_path_factory.mktemp("read") / "run")
-    (folder / "completions/completions_00004.parquet").unlink()
+    rows = pd.read_parquet(folder / "completions/completions_00003.parquet")
+    empty = rows[["step", "prompt", "completion", "advantage"]].head(0)
+    empty.to_parquet(folder / "completions/completions_00004.parquet")
     return folder
 
 
@@ -89,14 +92,54 @@ def test_by_another_reward_and_step(run, shown):
 
 
 def test_the_worst_completions_of_a_reward(run, shown):
-    text = shown("--worst", "length_reward", "--groups", "5")
-    worst = [float(re.search(r"length ([\d.]+)", " ".join(scores.split()))[1]) for scores in SCORES.findall(text)]
-    assert worst == [round(score, 2) for score in sorted(kept(run, 3).length_reward)[:5]]
+    for steps, arguments in (((3,), ["--step", "3"]), ((1, 2, 3), [])):
+        text = shown("--worst", "length_reward", "--groups", "5", *arguments)
+        worst = [float(re.search(r"length ([\d.]+)", " ".join(scores.split()))[1]) for scores in SCORES.findall(text)]
+        scores = sorted(score for step in steps for score in kept(run, step).length_reward)
+        assert worst == [round(score, 2) for score in scores[:5]]
+
+
+def test_of_equal_scores_those_of_other_groups_and_of_late_steps_come_first(run, shown, tmp_path, capsys):
+    rows = kept(run, 3).drop(columns=["total", "group"])
+    rows.emoji_reward = [0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
+    folder = with_rows(rows, run, tmp_path)
+    rows.assign(step=2).to_parquet(tmp_path / "completions/completions_00002.parquet")
+    read.main([folder, "--worst", "emoji_reward", "--groups", "9"])
+    order = [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 3), (2, 1)]
+    assert GROUP.findall(capsys.readouterr().out) == [(str(step), str(group)) for step, group in order]
+
+
+def test_the_columns_that_a_reward_uses_are_beside_the_completion(run, shown, rows, tmp_path, capsys):
+    answers = {row["query"]: row["answer"] for row in rows}
+    assert {file.answer for step in (1, 3) for file in kept(run, step).itertuples()} <= set(answers.values())
+    worst = kept(run, 3).nsmallest(1, "length_reward").iloc[0]
+    question = worst.prompt[-1]["content"]
+    for text in (shown("--groups", "9"), shown("--worst", "length_reward", "--step", "3")):
+        assert f"{question}\nanswer: {answers[question]}\n\n" in text
+    mixed = kept(run, 3).drop(columns=["total", "group"])
+    mixed["found"] = [str(i) for i in range(len(mixed))]  # by a reward's own log_extra, for each completion
+    mixed.answer = [None] * 4 + list(mixed.answer[4:])
+    read.main([with_rows(mixed, run, tmp_path), "--groups", "9"])
+    text = capsys.readouterr().out
+    assert text.count("\nfound: ") == 16 and text.count("\nanswer: ") == 3
+
+
+def test_an_evaluation_takes_no_steps_place_and_the_terminal_is_left_alone(tiny, tmp_path, capsys):
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 2, "per_device_eval_batch_size": 16}
+    every = [f"--training.{key}={value}" for key, value in evaluated.items()]
+    train_grpo.main([*tiny, *KEPT, *every, "--samples.held_out", "8"])
+    out = capsys.readouterr().out
+    assert "evaluation" in out and "Step 1 ─" not in out  # the head of its table
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
+    held_out = {sample["question"] for sample in samples if sample["held_out"]}
+    for step in (1, 2, 3, 4):
+        rows = kept(tmp_path / "run", step)
+        assert len(rows) == 16 and not held_out & {prompt[-1]["content"] for prompt in rows.prompt}, step
 
 
 def with_rows(rows: pd.DataFrame, run, folder):
     """A run in `folder` that kept these rows."""
-    (folder / "completions").mkdir()
+    (folder / "completions").mkdir(exist_ok=True)
     rows.to_parquet(folder / "completions/completions_00003.parquet")
     (folder / "config.yaml").write_text((run / "config.yaml").read_text())
     return str(folder)
@@ -134,11 +177,12 @@ def refused(folder, *arguments: str) -> str:
 
 
 def test_a_step_or_score_that_is_not_there_is_named(run, resumed):
-    scores = "not among the scores of this step"
+    scores = "not among the scores that were kept"
     rows = [
-        (run, ["--step", "9"], "--step 9: was not kept; there are 3 from 1 to 3"),
+        (resumed, ["--step", "9"], "--step 9: was not kept; there are 3 from 1 to 3"),
         (run, ["--sort", "emoji"], f"emoji: {scores} (total, emoji_reward, length_reward, answer_reward)"),
-        (resumed, [], f"total: {scores} (); name one, or another --step"),  # the fourth, without completions
+        (resumed, ["--step", "4"], "--step 4: was not kept; there are 3 from 1 to 3"),  # the rest of a batch
+        (run, ["--step", "4"], f"total: {scores} (); name one, or another --step"),
     ]
     found = [refused(folder, *arguments) for folder, arguments, _ in rows]
     assert [(row[1], said) for row, said in zip(rows, found, strict=True) if not said.startswith(row[2])] == []
@@ -149,7 +193,7 @@ def test_what_cannot_be_read_is_one_line(run, tmp_path):
     unreadable = "not readable .*; try another run or --step"
     rows = [  # what was kept, config.yaml, and what is said; None: is missing
         ("nothing", None, None, "no completions were kept; train with training.log_completions: true"),
-        ("half a file", whole[:100], "training: {}", unreadable),
+        ("half a file", whole[:100], "{training: {}, rewards: {}}", unreadable),
         ("no config", whole, None, "no run .no config.yaml.; name an output_dir that was trained into"),
         ("no yaml", whole, "a: [", "its config.yaml is damaged; .*"),
     ]

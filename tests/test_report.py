@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 import rewards
 import train_grpo
+from harness.after.report import pause, refuted
 from harness.before.data import load_data
 from harness.during.progress import log_line
 from harness.errors import UserError
@@ -165,6 +166,38 @@ def test_two_processes_rehearse_and_report_once(tiny, tmp_path):
     assert result.stdout.count("2 prompts x 4 = 8 completions") == 2  # both plans, once, counting both processes
     rows = samples(tmp_path / "run")
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
+
+
+def test_a_warning_of_a_fall_is_refuted_by_the_held_out_answers_alone():
+    fell, same = [(1, 0)] * 16 + [(1, 1)] * 16, [(1, 1)] * 16 + [(0, 0)] * 16
+    rows = [  # (before, after) of each answer, and whether that refutes a fall by a quarter
+        (fell, False),
+        (same, True),
+        ([*same[:-2], (1, 0), (0, 1)], True),
+        ([(1, 1)] * 12 + [(1, 0)] * 3, False),  # it fell by a fifth, and may have fallen by a third
+        (same[:7], False),  # too few
+    ]
+    sides = ("before", "after")
+    found = []
+    for pairs, _ in rows:
+        scored = [{side: {"rewards": {"a": score}} for side, score in zip(sides, pair, strict=True)} for pair in pairs]
+        others = [{side: {"rewards": {"a": 1 - (side == "after")}} for side in sides}] * 99  # not held out
+        others = [sample | {"held_out": False} for sample in others]
+        found.append(refuted([sample | {"held_out": True} for sample in scored] + others, {"a": 1}, 1 / 4))
+    assert [bool(each) for each in found] == [expected for _, expected in rows]
+
+
+def test_what_the_held_out_answers_refute_is_not_on_the_card(tiny, tmp_path, monkeypatch, capsys):
+    said = [("rewards/length_reward", "length fell"), ("cut", "answers are cut")]
+    monkeypatch.setattr("harness.during.watch.Watch._looks_wrong", lambda *_: said)
+    train_grpo.main([*tiny, "--training.max_steps", "1", "--training.learning_rate", "1e-6"])
+    printed, card = capsys.readouterr().out, (tmp_path / "run/README.md").read_text()
+    assert (printed.count("length fell"), printed.count("answers are cut")) == (1, 2)  # in the log, and at the end
+    assert "length fell" not in card and "answers are cut" in card
+
+
+def test_how_often_curves_are_drawn():
+    assert [pause(seconds) for seconds in (0.1, 0.4, 2, 10)] == [20, 60, 60, 200]
 
 
 def test_log_line():

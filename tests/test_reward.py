@@ -164,6 +164,14 @@ def test_flat_groups():
     assert [(*row, share) for row, share in zip(rows, found, strict=True) if share != row[1]] == []
 
 
+def test_the_share_to_which_a_reward_applies_and_the_ends_of_its_scores_are_logged():
+    for values, *logs in (([1, None, None, 2], 0.5, 1, 2), ([None] * 4, 0, None, None), ([3, 2, 4, 1], None, 1, 4)):
+        logged = {}
+        call = Reward("mine", 1, {}, lambda completions, values=values: values).for_trl()
+        call(prompts=["a"] * 4, completions=["b"] * 4, log_metric=logged.__setitem__)
+        assert [logged.get(f"rewards/mine/{key}") for key in ("applies", "min", "max")] == logs
+
+
 def test_rewards_py_holds_rewards_only():
     assert set(reward_functions()) == {"emoji_reward", "length_reward", "answer_reward"}
     assert columns(rewards.answer_reward) == ["answer"] and columns(rewards.length_reward) == []
@@ -317,17 +325,13 @@ def test_a_reward_of_tokens_is_given_those_of_the_answers_that_are_shown(tiny, t
 
 ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]
 OFTEN = ["--training.steps_per_generation", "1", "--samples.held_out", "0"]  # samples, and so logs, at every step
-FLAT = "warning: step 1: most groups carry no signal, as all completions score alike: emoji_reward in 100% of them"
+FLAT = "warning: step 2: most groups carry no signal, as all completions score alike: emoji_reward in 100% of them"
 
 
 def test_a_flat_reward_is_warned_about(tiny, capsys):
-    decay = [
-        "--training.weight_decay",
-        "0.1",
-        "--training.max_steps",
-        "2",
-    ]  # or the weights would not move
-    train_grpo.main([*tiny, *OFTEN, "--rewards.emoji_reward.max_emoji", "0", *ALONE, *decay])
+    decay = ["--training.weight_decay", "0.1", "--training.max_steps", "2"]  # or the weights would not move
+    many = ["--training.per_device_train_batch_size", "64"]  # 16 questions a step
+    train_grpo.main([*tiny, *OFTEN, "--rewards.emoji_reward.max_emoji", "0", *ALONE, *decay, *many])
     assert FLAT in capsys.readouterr().out
 
 

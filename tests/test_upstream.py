@@ -31,6 +31,8 @@ SIGNATURES = {
     "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size compute_entropy",
     "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
     "save_model": "output_dir _internal_call",
+    "log": "logs start_time",
+    "evaluate": "eval_dataset ignore_keys metric_key_prefix",
 }
 CODE = {path.name: path.read_text(encoding="utf-8") for path in [*ROOT.glob("harness/**/*.py"), ROOT / "train_grpo.py"]}
 NODES = [(file, node) for file, text in CODE.items() for node in ast.walk(ast.parse(text))]

@@ -1,5 +1,9 @@
 """What is warned of while a run goes on; the warnings of real runs are in test_verdict.py and test_reward.py."""
 
+import math
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 
 from harness.during.watch import Watch
@@ -10,29 +14,137 @@ def watching(**weights: float) -> Watch:
     return Watch([Reward(name, weight, {}, None) for name, weight in weights.items()], torch.nn.Linear(1, 1))
 
 
-BEGAN = {"reward": 4.0, "kl": 0.0, "entropy": 1.0, "completions/clipped_ratio": 0.0, "frac_reward_zero_std": 0.0}
-BEGAN |= {"rewards/emoji/mean": 1.0}
-LOGS = [
-    ({"completions/clipped_ratio": 0.6}, 1, "60% of completions are cut off"),
-    ({"reward": 3.5}, 5, "the total reward, 3.50, has fallen below where it began, 4.00"),
-    ({"reward": 3.7}, 5, None),
-    ({"reward": 3.5}, 4, None),
-    ({"entropy": 0.09}, 1, "entropy fell from 1.00 to 0.09 nats a token"),
-    ({"kl": 1.1}, 5, "KL is 1.1 a token: the policy runs away"),
-    ({"kl": 1.1}, 4, None),
-    ({"kl": 11.0}, 1, "KL is 11.0 a token"),
+def warnings(logs: list[dict], questions: int = 40, resumed: int = 0) -> dict[str, int]:
+    """The number of the log at which each warning came, by its cause; each log has so many questions.
+
+    resumed: of how many logs a resumed run finds the history.
+    """
+    args = SimpleNamespace(per_device_train_batch_size=4 * questions, gradient_accumulation_steps=2, world_size=1)
+    args = SimpleNamespace(**vars(args), num_generations=8, num_iterations=1, generation_batch_size=8 * questions)
+    watch, came = watching(emoji=1, length=1, answer=0), {}
+    history = [log | {"step": i} for i, log in enumerate(logs[:resumed], start=1)]
+    watch.on_train_begin(args, SimpleNamespace(log_history=history, stateful_callbacks={}), None)
+    for i, log in enumerate(logs[resumed:], start=resumed + 1):
+        watch.on_log(args, SimpleNamespace(global_step=i, is_world_process_zero=False), None, logs=log)
+        came |= {cause: came.get(cause, i) for cause in watch.warnings}
+    return {cause: i for cause, i in came.items() if cause in watch.warnings}
+
+
+BEGAN = {"reward": 4.0, "reward_std": 0.5, "kl": 0.0, "entropy": 1.0, "completions/clipped_ratio": 0.0}
+BEGAN |= {"frac_reward_zero_std": 0.0, "sampling/sampling_logp_difference/max": 0.1}
+for name in ("emoji", "length", "answer"):
+    BEGAN |= {f"rewards/{name}/mean": 0.8, f"rewards/{name}/std": 0.4, f"rewards/{name}/flat_groups": 0.1}
+CUT, TOTAL, ANSWER, KL = {"completions/clipped_ratio": 0.8}, {"reward": 3.5}, {"rewards/answer/mean": 0.5}, {"kl": 2.1}
+FLAT = {f"rewards/{name}/flat_groups": 1.0 for name in ("emoji", "length")}
+NONE = {"rewards/emoji/mean": None, "rewards/emoji/std": None, "rewards/length/mean": 0.5}
+DIFFERENCE = "sampling/sampling_logp_difference/mean"
+CONSTANT = {"rewards/emoji/std": 0.0, "rewards/emoji/flat_groups": 1.0}
+HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at which log}
+    (40, [({}, 3), (CUT, 1)], {"cut": 4}),
+    (2, [({}, 3), (CUT, 7)], {}),  # 14 questions
+    (40, [(CUT | {"completions/clipped_ratio": 0.6}, 6)], {}),  # over a half, but by less than may be chance
+    (40, [(CUT | {"completions/clipped_ratio": 0.6}, 8)], {"cut": 7}),
+    (40, [({}, 1), (FLAT, 1)], {"groups": 2}),
+    (2, [({}, 9), (FLAT, 8)], {}),
+    (40, [({}, 1), (FLAT | {"rewards/length/flat_groups": 0.4}, 9)], {}),  # one of them still teaches
+    (40, [({}, 1), (TOTAL, 2)], {"reward": 3}),
+    (40, [({}, 1), (TOTAL, 1)], {}),
+    (2, [({}, 16), (TOTAL, 15)], {}),
+    (40, [({}, 1), (TOTAL | {"reward": 3.7}, 20)], {}),  # less than a tenth
+    (40, [({}, 1), (ANSWER, 1), (ANSWER | {"rewards/answer/mean": 0.2}, 2)], {"rewards/answer": 4}),
+    (40, [({}, 8), (ANSWER, 9)], {"rewards/answer": 14}),  # a smaller fall takes more questions
+    (40, [({}, 8), (ANSWER | {"rewards/answer/applies": 0.02}, 20)], {}),  # 16 questions
+    (40, [({"kl": 1.2}, 1), ({"kl": 3.0}, 2)], {"kl": 3}),
+    (8, [({}, 4), (KL, 3), ({}, 9)], {}),  # the demo's
+    (40, [({}, 1), ({"kl": 1.9}, 20)], {}),
+    (8, [({}, 1), (KL, 4)], {"kl": 5}),
+    (2, [({}, 1), (KL, 15)], {}),
+    (2, [({}, 1), ({"kl": 3.1}, 3)], {"kl": 4}),
+    (2, [({}, 1), ({"kl": 12.0}, 2)] * 5, {}),  # an unlikely token
+    (40, [({}, 2), ({"entropy": 0.0}, 3)], {"entropy": 5}),
+    (40, [({}, 2), ({"entropy": 0.09}, 2), ({}, 9)], {}),
+    (40, [(CONSTANT, 2)], {"flat/emoji": 2}),
+    (40, [(CONSTANT, 4), ({}, 1)], {}),  # taken back
+    (8, [(CONSTANT, 7)], {}),
+    (40, [({DIFFERENCE: 0.01 + 0.004 * i}, 1) for i in range(12)], {"sampler": 12}),
+    (40, [({DIFFERENCE: 0.01 + 0.004 * min(i, 5)}, 1) for i in range(40)], {}),  # it grew, and no longer does
+    (40, [({DIFFERENCE: 0.01 + 0.0001 * i}, 1) for i in range(40)], {}),
+    (40, [({DIFFERENCE: 0.01 + 0.5 * (i == 30)}, 1) for i in range(40)], {}),
 ]
 
 
-def test_what_looks_wrong_in_a_log():
+def test_what_looks_wrong_in_the_logs():
     wrong = []
-    for change, times, words in LOGS:
-        watch = watching(emoji=1)
-        seen = [watch._looks_wrong(logs) for logs in [BEGAN, *[BEGAN | change] * times]]
-        found = [message for messages in seen for _, message in messages]
-        if [words in message for message in found] != [True] if words else found:
-            wrong.append((change, times, found))
+    for questions, parts, expected in HAND_MADE:
+        logs = [BEGAN | change for change, times in parts for _ in range(times)]
+        if (came := warnings(logs, questions)) != expected:
+            wrong.append((questions, parts, expected, came))
     assert wrong == []
+
+
+def test_a_resumed_run_compares_with_where_it_began():
+    logs = [BEGAN] * 4 + [BEGAN | ANSWER | {"rewards/answer/mean": 0.2}] * 4
+    assert warnings(logs) == warnings(logs, resumed=4) == {"rewards/answer": 6}
+
+
+def simulated(rng: np.random.Generator, questions: int, logs: int, answer: float, rising: float) -> list[dict]:
+    """Logs of questions of which the policy knows each or not; 8 completions each, and KL with heavy tails.
+
+    answer: the share of questions that it knows from half-way on; at first 0.8. rising: emoji gained until then.
+    """
+    made = []
+    for i in range(logs):
+        grown = min(1, 2 * i / logs)
+        knows = rng.random((questions, 1)) < 0.8 + (answer - 0.8) * grown
+        right = rng.random((questions, 8)) < np.where(knows, 0.95, 0.05)
+        emoji = np.minimum(rng.poisson(0.5 + rising * grown, (questions, 8)), 4)
+        length = np.exp(-0.15 * np.abs(rng.normal(25, 10, (questions, 1)) + rng.normal(0, 6, (questions, 8)) - 30))
+        scores = {"emoji": emoji, "length": length, "answer": right}
+        log = {"kl": 0.9 * grown * rng.lognormal(-0.5, 1, 112 * questions).mean(), "entropy": rng.normal(1, 0.15)}
+        log |= {"completions/clipped_ratio": rng.binomial(8 * questions, 0.25) / 8 / questions}
+        log |= {"reward": (emoji + length).mean(), "reward_std": (emoji + length).std(), "frac_reward_zero_std": 0.0}
+        log[DIFFERENCE] = rng.lognormal(-4, 0.3)
+        for name, score in scores.items():
+            log |= {f"rewards/{name}/mean": score.mean(), f"rewards/{name}/std": score.std()}
+            log[f"rewards/{name}/flat_groups"] = (score.max(axis=1) == score.min(axis=1)).mean()
+        made.append(log)
+    return made
+
+
+SIMULATED = [  # questions a log, logs, the share it knows half-way, emoji gained, how many of 20 are warned by then
+    (2, 150, 0.8, 0.0, 0),
+    (8, 150, 0.8, 0.0, 0),
+    (40, 30, 0.8, 0.0, 0),
+    (2, 150, 0.85, 3.5, 0),
+    (40, 30, 0.85, 3.5, 0),
+    (2, 150, 0.0, 3.5, 20),
+    (40, 30, 0.0, 3.5, 20),
+]
+
+
+def test_noise_is_not_accused_and_a_canary_given_up_is():
+    wrong = []
+    for row in SIMULATED:
+        *how, expected = row
+        came = [warnings(simulated(np.random.default_rng(seed), *how), how[0]) for seed in range(20)]
+        in_time = sum(causes.get("rewards/answer", math.inf) <= how[1] / 2 for causes in came)
+        if in_time != expected or any(set(causes) - {"rewards/answer"} for causes in came):
+            wrong.append((row, came))
+    assert wrong == []
+
+
+def test_a_run_too_short_to_tell_says_so(capsys):
+    args = SimpleNamespace(per_device_train_batch_size=64, gradient_accumulation_steps=1, world_size=1)
+    args = SimpleNamespace(**vars(args), num_generations=8, num_iterations=1, generation_batch_size=64)
+    said = []
+    for steps in (7, 8):
+        watch, state = watching(emoji=1, length=1, answer=0), SimpleNamespace(is_world_process_zero=True)
+        for state.global_step in range(1, steps + 1):
+            watch.on_log(args, state, None, logs=BEGAN)
+        watch.before = [weight + 1 for weight in watch.before]
+        watch.on_train_end(args, state, None, model=torch.nn.Linear(1, 1))
+        said.append("56 questions were sampled, too few to tell" in capsys.readouterr().out)
+    assert said == [True, False]
 
 
 def test_the_metric_of_best_yaml():

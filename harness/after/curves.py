@@ -1,6 +1,7 @@
 """Curves: the article's figure, for one run or for several laid over each other."""
 
 import io
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.after.fonts import fonts_for, replaced
+from harness.errors import UserError
 from harness.files import write_whole
 from harness.reward import reward_means
+from harness.run_folder import RunFolder
 
 SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
 
@@ -21,10 +27,11 @@ def draw_curves(
 ) -> None:
     """Each reward, the total, completion length and KL over the optimizer steps; a single run with its spread.
 
-    Evaluations are dots over the lines.
+    Evaluations are dots over the lines. The spread ends at the lowest and the highest `rewards/.../min` and `max` that
+    were logged: no score lies beyond them.
 
     Args:
-        runs: `log_history` of `trainer_state.json` by the run's name.
+        runs: `log_history` of `trainer_state.json` by the run's name; what is at a step below 1 is an earlier run's.
         titles: what each reward measures, by the name it is logged under; the panels come in this order.
         path: of the PNG.
         weights: of the rewards, to be shown.
@@ -40,36 +47,82 @@ def draw_curves(
     ]
     if not any("kl" in log for history in runs.values() for log in history):  # with beta 0
         panels.pop()
+    families, lacking = fonts_for("".join([*runs, *names, *titles.values()]))
     rows, alone = -(-len(panels) // 2), len(runs) == 1
-    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
-    for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
-        for run, history in runs.items():
-            steps, values, spreads = _points(history, key, spread)
-            line, around = _smoothed(values), _smoothed(spreads)
-            (drawn,) = axes.plot(steps, line, "." if len(steps) == 1 else "-", label=run, linewidth=1.5)
-            if len(steps) > SMOOTH:
-                axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
-            if spread and alone:
-                label = "± 1 standard deviation"
-                axes.fill_between(steps, line - around, line + around, alpha=0.2, linewidth=0, label=label)
-            evaluated = _points(history, f"eval_{key}", None)
-            if len(evaluated[0]):
-                label = "evaluation" if alone else None
-                axes.plot(*evaluated[:2], "o", color=drawn.get_color(), markersize=4, markeredgecolor="k", label=label)
-        if heading in titles:  # a reward's unit is what its title says first
-            unit = re.split(r"[,;:.]|(?<=\))", titles[heading].replace("`", ""))[0]
-            axes.set_ylabel("\n".join(textwrap.wrap(unit, 30)[:2]), fontsize=7)
-        weight = f" (weight {weights[heading]:g})" if heading in weights else ""
-        axes.set_title(heading + weight, fontsize=10, loc="left")
-        axes.set_xlabel("optimizer step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        if any(axes.get_legend_handles_labels()[1]):
-            axes.legend(fontsize=8)
-    for axes in figure.axes[len(panels) :]:
-        axes.remove()
-    figure.savefig(png := io.BytesIO(), dpi=110)
+    continued = any(log["step"] < 1 for history in runs.values() for log in history if "reward" in log)
+    with rc_context({"font.family": families}):
+        figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+        for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
+            for run, history in runs.items():
+                bounds = _scored(history, {heading: 1} if heading in names else weights)
+                _draw_run(axes, history, key, spread if alone else None, bounds, replaced(run, lacking), alone)
+            if heading in titles:  # a reward's unit is what its title says first
+                unit = replaced(re.split(r"[,;:.、。]|(?<=\))", titles[heading].replace("`", ""))[0], lacking)
+                lines = textwrap.wrap(unit, 30 if unit.isascii() else 16)[:2]
+                axes.set_ylabel("\n".join(lines), fontsize=7, parse_math=False)  # or two $ would be TeX between them
+            weight = f" (weight {weights[heading]:g})" if heading in weights else ""
+            axes.set_title(replaced(heading, lacking) + weight, fontsize=10, loc="left", parse_math=False)
+            axes.set_xlabel("optimizer step" + "; up to 0 of the run that it goes on from" * continued, fontsize=8)
+            if continued:
+                axes.axvline(0.5, color="k", linewidth=0.8, linestyle=":")
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.3)
+            if any(axes.get_legend_handles_labels()[1]):
+                for text in axes.legend(fontsize=8).get_texts():
+                    text.set_parse_math(False)
+        for axes in figure.axes[len(panels) :]:
+            axes.remove()
+        figure.savefig(png := io.BytesIO(), dpi=110)
     write_whole(path, png.getvalue())
+
+
+def _draw_run(
+    axes: Axes,
+    history: list[dict[str, Any]],
+    key: str,
+    spread: str | None,
+    bounds: tuple[float, float],
+    label: str,
+    alone: bool,
+) -> None:
+    """One run in one panel; `bounds`: those of its scores, beyond which no spread is drawn."""
+    steps, values, spreads = _points(history, key, spread)
+    line, around = _smoothed(values), _smoothed(spreads)
+    (drawn,) = axes.plot(steps, line, "." if len(steps) == 1 else "-", label=label, linewidth=1.5)
+    if len(steps) > SMOOTH:
+        axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
+    if spread:
+        low, high = ((line + side).clip(*bounds) for side in (-around, around))
+        axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
+    evaluated = _points(history, f"eval_{key}", None)
+    if len(evaluated[0]):
+        label = "evaluation" if alone else None
+        axes.plot(*evaluated[:2], "o", color=drawn.get_color(), markersize=4, markeredgecolor="k", label=label)
+
+
+def _scored(history: list[dict[str, Any]], weights: dict[str, float]) -> tuple[float, float]:
+    """The lowest and the highest weighted sum of the scores that were logged; unbounded where a reward logs none."""
+    ends = []
+    for name, weight in weights.items():
+        lows, highs = ([log.get(f"rewards/{name}/{end}") for log in history] for end in ("min", "max"))
+        low = min((value for value in lows if value is not None), default=-math.inf)
+        high = max((value for value in highs if value is not None), default=math.inf)
+        ends += [sorted((weight * low, weight * high))] if weight else []
+    return tuple(map(sum, zip(*ends, strict=True))) if ends else (-math.inf, math.inf)
+
+
+def earlier_logs(run: RunFolder, seen: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """The logs of the run whose model this one goes on from, and of those before it, at steps up to 0; [] if none."""
+    seen = (*seen, run.path.resolve())
+    try:
+        model = RunFolder(run.settings()["model"]["pretrained_model_name_or_path"])
+        if model.path.resolve() in seen or not model.state_file.exists():
+            return []
+        state = model.state()
+        logs = earlier_logs(model, seen) + state["log_history"]
+        return [log | {"step": log["step"] - state["global_step"]} for log in logs]
+    except (UserError, KeyError):  # its files are damaged, or from elsewhere
+        return []
 
 
 def reward_names(runs: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Report: curves while a run goes on; samples, before/after and a model card once it is over.
 
-Nothing here may cost a run: curves take at most 0.5% of the time, and what cannot be written is a warning.
+Nothing here may cost a run: drawing curves is given at most 5% of the time, and what cannot be written is a warning.
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
@@ -17,11 +18,11 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from harness.after.card import model_card
-from harness.after.curves import draw_curves
+from harness.after.curves import draw_curves, earlier_logs
 from harness.after.samples import ask, rows_to_ask
-from harness.after.verdict import verdict
+from harness.after.verdict import FEWEST, interval, verdict
 from harness.before.plan import Plan
-from harness.during.watch import Watch, best_in_words
+from harness.during.watch import GIVEN_UP, TOTAL_FALL, Watch, best_in_words
 from harness.errors import RunError, one_line
 from harness.files import write_whole
 from harness.reward import score_words
@@ -45,6 +46,7 @@ class Report(TrainerCallback, ExportableState):
         self.after = self.before
         self.over = False
         self.start = self.next_drawing = time.monotonic()
+        self.earlier: list[dict[str, Any]] | None = None  # the logs of the run that this one goes on from
         self.seconds = 0.0
 
     def state(self) -> dict[str, Any]:
@@ -118,8 +120,11 @@ class Report(TrainerCallback, ExportableState):
             return
         titles = {reward.logged: reward.title for reward in self.rewards}
         weights = {reward.logged: reward.weight for reward in self.rewards}
-        draw_curves({"": history}, titles, self.folder.curves, weights)
-        self.next_drawing = time.monotonic() + 200 * (time.monotonic() - begin)  # half a percent of the time at most
+        if self.earlier is None:
+            self.earlier = earlier_logs(self.folder)
+        draw_curves({"": self.earlier + history}, titles, self.folder.curves, weights)
+        end = time.monotonic()
+        self.next_drawing = end + pause(end - begin)
 
     def _last_lines(self) -> list[str]:
         """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
@@ -140,12 +145,19 @@ class Report(TrainerCallback, ExportableState):
             f"compare it:  {tool} compare {folder}",
             f"{'then go on: ' if self.settings.lora else 'go on:      '} {start} {script} --config {settings} "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
-            *(f"warning: {warning}" for warning in self.watch.warnings.values()),
+            *(f"warning: {warning}" for warning in self._warnings()),
             self._verdict(),
         ]
 
     def _verdict(self) -> str:
         return verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})[1]
+
+    def _warnings(self) -> list[str]:
+        """The log's, without those of a fall that the held-out answers refute."""
+        weights = {reward.logged: reward.weight for reward in self.rewards}
+        falls = {"reward": (weights, TOTAL_FALL)} | {f"rewards/{name}": ({name: 1}, GIVEN_UP) for name in weights}
+        found, samples = self.watch.warnings.items(), self.samples()
+        return [words for cause, words in found if cause not in falls or not refuted(samples, *falls[cause])]
 
     def _shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
@@ -171,6 +183,20 @@ class Report(TrainerCallback, ExportableState):
             status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        warnings = list(self.watch.warnings.values())
-        card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status)
+        card = model_card(self.trainer, self.plan, self.folder, self._shown(), self._warnings(), self.seconds, status)
         write_whole(self.folder.card, str(card))
+
+
+def pause(drawing: float) -> float:
+    """Seconds to the next drawing, by those of the last: 0.5% of the time, more for a picture a minute, at most 5%."""
+    return max(20 * drawing, min(200 * drawing, 60))
+
+
+def refuted(samples: list[dict[str, Any]], weights: dict[str, float], share: float) -> bool:
+    """Whether the held-out answers lost less than a `share` of their weighted sum, even at its interval's low end."""
+    asked = [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
+    before, after = (
+        np.array([sum(w * (sample[side]["rewards"][name] or 0) for name, w in weights.items()) for sample in asked])
+        for side in ("before", "after")
+    )
+    return len(asked) >= FEWEST and interval(after - before).low >= -share * abs(before.mean())

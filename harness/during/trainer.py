@@ -3,10 +3,12 @@
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   there is no public hook to leave out padding
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
+    _logs                                the completions of a step, which an evaluation's would push out
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from shlex import quote
 
@@ -18,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from harness.during.padding import by_length, positions_are_relative, without_padding
 from harness.errors import RunError, in_short
 from harness.reward import Reward
+from harness.rewards_file import parameters
 
 REFERENCE = "reference_model.safetensors"
 
@@ -38,17 +41,43 @@ def gathered(weight: torch.nn.Parameter) -> torch.Tensor:
     return weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
 
 
+def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
+    """Have each of the data's columns that a reward takes written once beside its completion."""
+    left = set(columns) - {"step", "prompt", "completion", "advantage", *(reward.logged for reward in rewards)}
+    for reward in rewards:
+        takes = parameters(reward.function) if reward.function else ()
+        reward.kept = [name for name in takes if name in left and name not in reward.settings]
+        left -= set(reward.kept)
+
+
 class Trainer(GRPOTrainer):
     def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
         # Not when `args` are made: only the data tell which rewards there are.
         args.reward_weights = [reward.weight for reward in rewards]
+        if args.log_completions:
+            keep_columns(rewards, others["train_dataset"].column_names)
         functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
         super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
+        if args.num_completions_to_print is None:
+            self.num_completions_to_print = 0  # TRL's default is all of them at each log
         if args.cache_implementation == "static" and not args.use_vllm:
             self.generation_config.disable_compile = False  # TRL switches off what a static cache is for
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
             if reward.model is not None:  # on its device now, or divided over several
                 reward.model = function
+
+    def log(self, logs, start_time=None):
+        """An evaluation's completions do not take the place of the step's in TRL's files; without any there is none."""
+        asked = self.log_completions
+        self.log_completions = asked and self.model.training and bool(self._logs["prompt"])
+        super().log(logs, start_time)
+        self.log_completions = asked
+
+    def evaluate(self, *args, **kwargs):
+        kept = deepcopy(self._logs) if self.log_completions else self._logs
+        metrics = super().evaluate(*args, **kwargs)
+        self._logs = kept
+        return metrics
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Every save begins here; raises RunError where the weights are not finite, or where no model was written."""

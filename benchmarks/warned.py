@@ -1,0 +1,41 @@
+"""What the log of finished runs is warned of, by the rules of today: does a warning come in time, and none for chance?
+
+python benchmarks/warned.py outputs/demo outputs/demo-hacked
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from harness.during.watch import Watch
+from harness.reward import Reward
+from harness.run_folder import RunFolder
+
+
+def warnings(run: RunFolder) -> list[str]:
+    """The warnings that stand at its end, each with the step at which it came."""
+    training, logs = run.settings()["training"], run.state()["log_history"]
+    weights = {name: weight for name, weight in run.weights().items() if any(f"rewards/{name}/mean" in x for x in logs)}
+    watch = Watch([Reward(name, weight, {}, None) for name, weight in weights.items()], torch.nn.Linear(1, 1))
+    args = {
+        "num_generations": 8,
+        "num_iterations": 1,
+        "gradient_accumulation_steps": 1,
+    } | training  # upstream's defaults
+    args |= {"world_size": run.run().get("processes", 1)}
+    sampled = args["per_device_train_batch_size"] * args["world_size"]
+    steps = args.get("steps_per_generation") or args["gradient_accumulation_steps"]
+    args |= {"generation_batch_size": sampled * steps}
+    for log in logs:
+        state = SimpleNamespace(global_step=log["step"], is_world_process_zero=False)
+        watch.on_log(SimpleNamespace(**args), state, None, logs=log)
+    return list(watch.warnings.values())
+
+
+if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        found = warnings(RunFolder(folder))
+        print(f"{folder}: {len(found)}", *found, sep="\n  ")
