@@ -207,7 +207,7 @@ def test_log_line():
         "completions/mean_characters": 140.4, "completions/clipped_ratio": 0.0625, "kl": 0.0123, "step_time": 2.0,
     }  # fmt: skip
     assert log_line(state, logs, 64) == (
-        "step 40/1250  reward 1.50  emoji 1.25 | 100 tokens, 140 characters, 6% cut | KL 0.0123 | 3,200 tokens/s"
+        "step 40/1250  reward 1.50  emoji 1.25 | 100 tokens, 140 characters, 6% cut off | KL 0.0123 | 3,200 tokens/s"
     )
 
 

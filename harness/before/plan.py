@@ -71,7 +71,10 @@ class Plan:
                 ", ".join(_in_words(*column) for column in self.data.train[0].items() if column[0] != "prompt"),
             ),
             ("a step", f"{per_step / group:g} prompts x {group} = {per_step} completions{by}"),
-            ("the run", f"{self.steps:,} optimizer steps, {self.calls:,} generation calls of {sampled}"),
+            (
+                "the run",
+                f"{self.steps:,} optimizer steps; {sampled} completions are sampled at a time, {self.calls:,} times",
+            ),
             ("", f"at most {self.calls * sampled * args.max_completion_length:,} generated tokens"),
         ]
         more = f", top_p {args.top_p:g}" if args.top_p < 1 else ""
@@ -86,8 +89,10 @@ class Plan:
             rows.append(("" if i else "rewards", f"{reward.weight:g} x {reward}"))
         rows.append(("", "each function was called once to check it, on two completions"))
         total = sum(self.memory.values())
-        parts = ", ".join(f"{name} {value / GB:.1f}" for name, value in self.memory.items() if value >= 0.05 * GB)
-        rows.append(("memory", f"about {total / GB:.1f} GB{f': {parts}' if parts else ''} (estimated)"))
+        parts = {name: round(value / GB, 1) for name, value in self.memory.items()}
+        parts["other"] = round(total / GB - sum(parts.values()), 1)
+        shown = ", ".join(f"{name} {value}" for name, value in parts.items() if value > 0)
+        rows.append(("memory", f"about {total / GB:.1f} GB{f': {shown}' if shown else ''} (estimated)"))
         rows += [("", line) for line in self._which_gpus(total)]
         rows.append(("disk", f"{self.disk / GB:.1f} GB in {args.output_dir}"))
         rows += [("", f"warning: {doubt}") for doubt in self.doubts]
