@@ -16,18 +16,34 @@ from harness.errors import RunError
 
 def test_the_interval_is_that_of_the_textbook():
     values = np.random.default_rng(1).normal(3, 2, 64)
-    found, half = interval(values), 1.96 * values.std() / 8  # the normal approximation of the mean of 64
+    found, half = interval(values), 2.0 * values.std(ddof=1) / 8  # Student's, of 64: t is 2.00
     assert found.mean == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.05)
-    assert (
-        str(interval([0.5] * 10)) == "+0.50 (0.50 to 0.50)" and str(interval([-0.01] * 9)) == "-0.01 (-0.01 to -0.01)"
-    )
+    few = interval(values[:8])  # t is 2.36; the percentile bootstrap's is narrower than half of 1.75 times the spread
+    assert (few.high - few.low) / 2 == pytest.approx(2.36 * values[:8].std(ddof=1) / 8**0.5, rel=0.15)
 
 
-def test_an_interval_holds_the_mean_19_times_in_20():
-    random = np.random.default_rng(2)
-    found = [interval(random.binomial(1, 0.3, 64)) for _ in range(200)]
-    assert 0.9 < np.mean([each.low <= 0.3 <= each.high for each in found]) < 0.99
+def test_an_interval_of_equal_values_knows_that_not_all_questions_were_asked():
+    ends = [  # values, scores they are the differences of, and the interval: 3 of n may be otherwise
+        ([0.5] * 10, None, "+0.50 (0.35 to 0.50)"),  # of what was seen, 0.5 is the most that a score can be
+        ([0.0] * 12, [1.0], "0.00 (-0.25 to 0.25)"),
+        ([-0.1] * 12, [1.0], "-0.10 (-0.35 to -0.05)"),
+        ([0.0] * 12, [0.0], "0.00 (0.00 to 0.00)"),
+        ([0.0] * 11 + [4.0], [0.0, 4.0], "+0.33 (-1.00 to 1.00)"),
+        ([0.1, 0.2, -0.3] * 4, None, "0.00 (-0.14 to 0.15)"),  # whose sums are 0 but for the last digit
+        ([0.5] * 7, None, "+0.50 (too few for an interval)"),
+    ]
+    assert [str(interval(values, scores)) for values, scores, _ in ends] == [words for *_, words in ends]
+
+
+def test_an_unchanged_policy_is_called_changed_once_in_20_runs():
+    """benchmarks/verdict.py has more of these; the bootstrap is wrong in 13% at 8 questions."""
+    random, wrong = np.random.default_rng(2), {}
+    for n in (8, 16, 64):
+        for kind, draw in (("continuous", random.normal), ("tied", lambda size: random.binomial(1, 0.4, size))):
+            found = [interval(np.subtract(*(scores := draw(size=(2, n)))), scores) for _ in range(800)]
+            wrong[kind, n] = np.mean([each.low > 0 or each.high < 0 for each in found])
+    assert max(wrong.values()) < 0.075 and min(wrong["continuous", n] for n in (8, 16, 64)) > 0.03, wrong
 
 
 def test_alike():
@@ -76,7 +92,7 @@ def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
     ]
     kind, line = verdict(samples, {"emoji": 1})
     assert kind == "hacked"
-    assert line == "hacked: emoji +1.00 (1.00 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
+    assert line == "hacked: emoji +1.00 (0.81 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
 
 
 @pytest.fixture(scope="module")
