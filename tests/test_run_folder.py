@@ -46,3 +46,12 @@ def test_a_run_that_was_killed_says_when_it_was_last_alive(tmp_path):
     status = RunFolder(tmp_path).status()
     alive = datetime.datetime.fromisoformat(status["time"])
     assert status["step"] == 3 and abs((datetime.datetime.now(datetime.UTC) - alive).total_seconds()) < 60
+
+
+def test_a_run_in_the_folder_of_an_earlier_one_has_no_verdict_yet(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_status("done", 0, verdict={"word": "learned"})
+    with folder.locked():
+        assert folder.status()["verdict"] is None
+        folder.write_status("running", verdict={"word": "worse"})
+    assert folder.status()["status"] == "done" and folder.status()["verdict"] == {"word": "worse"}

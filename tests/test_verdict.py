@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, refused
 
 import train_grpo
-from harness.after.verdict import alike, interval, verdict
+from harness.after.verdict import WORDS, alike, interval, likely_reason, verdict
 from harness.errors import RunError
 
 
@@ -52,37 +52,59 @@ def test_alike():
     assert alike([*same, "横浜市です。", ""]) == 0.5
 
 
-UP, SAME, DOWN = [1, 2] * 8, [0, 1, 0, -1] * 4, [-1, -0.5] * 8
-VERDICTS = {
+UP, SAME, DOWN = [1, 2] * 8, [0, 0.1, 0, -0.1] * 4, [-1, -0.5] * 8
+VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the verdict's word, and its line
     "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned: emoji \+1.50 .*; kept: answer 0.00"),
     "a little of a canary is lost": ({"emoji": (1, UP), "answer": (0, [-1] + 15 * [-0.1])}, "learned", "lost: answer"),
     "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r"learned: emoji .*; lost: length -0.75"),
     "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
     "a weight below 0": ({"length": (-1, DOWN)}, "learned", r"learned: length -0.75 \("),
     "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
-    "half of it may be lost": ({"emoji": (1, UP), "polite": (0.1, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
-    "nothing": ({"emoji": (1, SAME)}, "no change", r"no change: total 0.00 \(.*\); kept: emoji 0.00"),
-    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", "total .*; kept: a"),
+    "half of it may be lost": ({"emoji": (1, UP), "polite": (0, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
+    "nothing": ({"emoji": (1, SAME), "answer": (0, SAME)}, "not learned", r"^not learned: emoji 0.00 .*; kept: answer"),
+    "perhaps something": ({"emoji": (1, [4, -3] * 8)}, "unclear", r"^unclear: emoji \+0.50"),
+    "no total": ({"a": (1, UP), "b": (1, [-1, -2] * 8)}, "mixed", r"^mixed: total 0.00 .*; learned: a .*; lost: b"),
+    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", r"^learned: total .*; unclear: a"),
     "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
 }  # fmt: skip
 
 
+def made_up(changes: dict[str, list[float | None]]) -> list[dict]:
+    """Lines of samples.jsonl, one for each change of the scores from 1 and 3 in turn; each answer is another one."""
+    samples = []
+    for i, row in enumerate(zip(*changes.values(), strict=True)):
+        sides = {}
+        for side, times in (("before", 0), ("after", 1)):
+            scores = [None if change is None else 1 + i % 2 * 2 + times * change for change in row]
+            sides[side] = {
+                "completion": chr(0x4E00 + i + 99 * times) * 9,
+                "rewards": dict(zip(changes, scores, strict=True)),
+            }
+        samples.append({"held_out": True, **sides})
+    return samples
+
+
 def test_verdicts_on_made_up_scores():
     wrong = []
-    for case, (rewards, kind, words) in VERDICTS.items():
-        samples = [{"held_out": True} for _ in range(16)]
-        for i, sample in enumerate(samples):
-            for side, change in (("before", 0), ("after", 1)):
-                scores = {name: None if of[i] is None else 2 + change * of[i] for name, (_, of) in rewards.items()}
-                sample[side] = {"completion": chr(97 + i) * 9, "rewards": scores}
+    for case, (rewards, word, words) in VERDICTS.items():
+        samples = made_up({name: changes for name, (_, changes) in rewards.items()})
         weights = {name: weight for name, (weight, _) in rewards.items()}
-        found, line = verdict(samples, weights)
-        if found != kind or not re.search(words, line):
-            wrong.append((case, found, line))
+        found = verdict(samples, weights)
+        if found.word != word or not re.search(words, found.line) or not set(found.explained()) <= set(WORDS):
+            wrong.append((case, found))
         few = verdict(samples[:7], weights)
-        if few != ("unknown", "no verdict: it takes 8 held-out questions, and there are 7"):
+        if (few.word, few.line) != ("unknown", "no verdict: it takes 8 held-out questions, and there are 7"):
             wrong.append((case, few))
     assert wrong == []
+
+
+def test_means_before_and_after_and_on_how_many_questions():
+    found = verdict(made_up({"emoji_reward": [1] * 12 + [-0.5] * 2 + [0] * 2}), {"emoji_reward": 1})
+    (emoji,) = found.changes
+    assert (emoji.name, emoji.before, emoji.after, emoji.better, emoji.worse) == ("emoji", 2, 2.6875, 12, 2)
+    assert (found.total.before, found.total.after) == (2, 2.6875)
+    fewer = verdict(made_up({"length": [-1] * 16}), {"length": -1}).changes[0]  # a weight below 0: less is better
+    assert (fewer.after, fewer.better, fewer.worse) == (1, 16, 0)
 
 
 def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
@@ -90,9 +112,27 @@ def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
     samples = [
         {"held_out": True, "before": b, "after": {"completion": "yes!", "rewards": {"emoji": 1.0}}} for b in before
     ]
-    kind, line = verdict(samples, {"emoji": 1})
-    assert kind == "hacked"
-    assert line == "hacked: emoji +1.00 (0.81 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
+    found = verdict(samples, {"emoji": 1})
+    assert found.word == "hacked"
+    assert found.line == "hacked: emoji +1.00 (0.81 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
+
+
+LOG = {"frac_reward_zero_std": 0.1, "kl": 0.5}
+REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan's doubts, and what is said
+    ({}, 200, False, [], "no step has moved a weight"),
+    ({"frac_reward_zero_std": 0.8}, 20, True, [], "in 80% of the groups all completions scored alike"),
+    ({}, 20, True, ["a step moves 2% of the weights"], "a step moves 2% of the weights"),
+    ({}, 20, True, [], "20 steps are few"),
+    ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 nats a token): learning_rate is low"),
+    ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
+    ({}, 200, True, [], ""),
+]
+
+
+def test_the_likeliest_reason_why_nothing_was_learned():
+    logs = [[LOG | log, {"train_loss": 0.0}] for log, *_ in REASONS]
+    found = [likely_reason(log, *known) for log, (_, *known, _) in zip(logs, REASONS, strict=True)]
+    assert found == [words for *_, words in REASONS]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +149,14 @@ def test_the_demo_is_called_learned(demo, tmp_path, capsys):
     train_grpo.main([*demo, "--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "10"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("learned: emoji +"), last
-    assert f"**{last}**" in (tmp_path / "run/README.md").read_text()
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"**{last}**" in card and f"- *learned*: {WORDS['learned']}" in card and "| KL at the end | " in card
+    found = json.loads((tmp_path / "run/status.json").read_text())["verdict"]
+    assert (found["word"], found["line"]) == ("learned", last)
+    emoji = found["changes"][0]
+    words = re.search(r"emoji (\+.*?\))", last)[1]
+    row = f"| emoji | {emoji['before']:.2f} | {emoji['after']:.2f} | {words} | {emoji['better']}, {emoji['worse']} |"
+    assert f"{row} learned |" in card and emoji["better"] > 20 > emoji["worse"]
 
 
 # With 2e-3 in the place of 6e-4 it takes a third of the steps.
@@ -143,7 +190,8 @@ def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsy
 def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
     with pytest.raises(RunError, match="the weights have not changed"):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("no change: total 0.00 (0.00 to 0.00); kept: emoji 0.00")
+    last = "no change: all 64 answers are as before; likely because no step has moved a weight"
+    assert capsys.readouterr().out.splitlines()[-1] == last
 
 
 def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):

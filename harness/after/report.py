@@ -6,6 +6,7 @@ Nothing here may cost a run: curves take at most 0.5% of the time, and what cann
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -19,7 +20,7 @@ from trl import GRPOTrainer
 from harness.after.card import model_card
 from harness.after.curves import draw_curves
 from harness.after.samples import ask, rows_to_ask
-from harness.after.verdict import verdict
+from harness.after.verdict import Verdict, likely_reason, verdict
 from harness.before.plan import Plan
 from harness.during.watch import Watch, best_in_words
 from harness.errors import RunError, one_line
@@ -76,6 +77,7 @@ class Report(TrainerCallback, ExportableState):
         self.next_drawing = 0.0
         self.write()
         if self.main:
+            self.folder.write_status("running", verdict=asdict(self._verdict()))
             self._print_samples()
             print("\n".join(self._last_lines()))
         if self.watch.failure:
@@ -141,11 +143,16 @@ class Report(TrainerCallback, ExportableState):
             f"{'then go on: ' if self.settings.lora else 'go on:      '} {start} {script} --config {settings} "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
             *(f"warning: {warning}" for warning in self.watch.warnings.values()),
-            self._verdict(),
+            self._verdict().line,
         ]
 
-    def _verdict(self) -> str:
-        return verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})[1]
+    def _verdict(self) -> Verdict:
+        found = verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})
+        if found.word in ("no change", "not learned"):
+            state, moved = self.trainer.state, not self.watch.failure  # which is, with answers, that no weight moved
+            reason = likely_reason(state.log_history, state.global_step, moved, self.plan.too_slow)
+            found.line += f"; likely because {reason}" if reason else ""
+        return found
 
     def _shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
@@ -166,11 +173,12 @@ class Report(TrainerCallback, ExportableState):
 
     def _write_card(self) -> None:
         status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
-        if self.over:
+        found = self._verdict() if self.over else None
+        if found:
             asked = sum(row["held_out"] for row in self.rows)
-            status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
+            status = f"**{found.line}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
         warnings = list(self.watch.warnings.values())
-        card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status)
+        card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status, found)
         write_whole(self.folder.card, str(card))

@@ -48,7 +48,7 @@ def held_out_table(samples: dict[str, list[dict[str, Any]]], names: list[str]) -
 def verdict_of(run: RunFolder, samples: list[dict[str, Any]]) -> str:
     """The verdict on a finished run, in a line, from its held-out samples."""
     asked = samples[0]["after"]["rewards"] if samples else ()  # a reward that lacked its column was left out
-    return verdict(samples, {name: weight for name, weight in run.weights().items() if name in asked})[1]
+    return verdict(samples, {name: weight for name, weight in run.weights().items() if name in asked}).line
 
 
 def differences(runs: list[RunFolder]) -> Table:
