@@ -67,6 +67,17 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
     return Interval(*map(float, (values.mean().round(12), low, high)))
 
 
+def interval_between(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """How much larger the mean of `second` is, whose questions are other ones: of subsets of each, drawn apart."""
+    sides = [np.asarray(values, dtype=float) for values in (first, second)]
+    mean, random = sides[1].mean() - sides[0].mean(), np.random.default_rng(0)
+    if min(map(len, sides)) < FEWEST:
+        return Interval(mean, -np.inf, np.inf)
+    drawn = [random.choice(_subsets(len(values)) @ values, 10_000) for values in sides]
+    low, high = np.quantile(drawn[1] - drawn[0], (0.025, 0.975)).round(12)
+    return Interval(*map(float, (mean.round(12), low, high)))
+
+
 @lru_cache(maxsize=1)
 def _subsets(n: int) -> np.ndarray:
     """(subsets, n): the weight of each value in a subset's mean; all subsets, or 10,000 random ones from n = 14 on."""
