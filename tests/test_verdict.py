@@ -16,21 +16,21 @@ from harness.errors import RunError
 
 def test_the_interval_is_that_of_the_textbook():
     values = np.random.default_rng(1).normal(3, 2, 64)
-    found, half = interval(values), 2.0 * values.std(ddof=1) / 8  # Student's, of 64: t is 2.00
-    assert found.mean == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.05)
-    few = interval(values[:8])  # t is 2.36; the percentile bootstrap's is narrower than half of 1.75 times the spread
-    assert (few.high - few.low) / 2 == pytest.approx(2.36 * values[:8].std(ddof=1) / 8**0.5, rel=0.15)
+    for n, t in ((8, 2.3646), (16, 2.1314), (64, 1.9983)):
+        found, half = interval(values[:n]), t * values[:n].std(ddof=1) / n**0.5
+        assert found.mean == pytest.approx(values[:n].mean())
+        assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.001)
 
 
 def test_an_interval_of_equal_values_knows_that_not_all_questions_were_asked():
     ends = [  # values, scores they are the differences of, and the interval: 3 of n may be otherwise
         ([0.5] * 10, None, "+0.50 (0.35 to 0.50)"),  # of what was seen, 0.5 is the most that a score can be
         ([0.0] * 12, [1.0], "0.00 (-0.25 to 0.25)"),
-        ([-0.1] * 12, [1.0], "-0.10 (-0.35 to -0.05)"),
+        ([-0.1] * 12, [1.0], "-0.10 (-0.15 to -0.05)"),  # all fell, so that their mean did
         ([0.0] * 12, [0.0], "0.00 (0.00 to 0.00)"),
-        ([0.0] * 11 + [4.0], [0.0, 4.0], "+0.33 (-1.00 to 1.00)"),
-        ([0.1, 0.2, -0.3] * 4, None, "0.00 (-0.14 to 0.15)"),  # whose sums are 0 but for the last digit
+        ([1.0] * 11 + [0.5], [0.0, 1.0], "+0.96 (0.87 to 1.00)"),
+        ([0.1, 0.2, -0.3] * 4, None, "0.00 (-0.14 to 0.14)"),  # whose sum is 0 but for its last digit
+        ([0.1 + 0.2] * 4 + [0.3] * 5, [0.0, 0.3], "+0.30 (0.20 to 0.30)"),  # equal, but for the last digit
         ([0.5] * 7, None, "+0.50 (too few for an interval)"),
     ]
     assert [str(interval(values, scores)) for values, scores, _ in ends] == [words for *_, words in ends]
@@ -62,6 +62,7 @@ VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the 
     "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
     "half of it may be lost": ({"emoji": (1, UP), "polite": (0, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
     "nothing": ({"emoji": (1, SAME), "answer": (0, SAME)}, "not learned", r"^not learned: emoji 0.00 .*; kept: answer"),
+    "equal, of few": ({"emoji": (1, UP[:9]), "answer": (1, [0] * 9)}, "learned", "; unclear: answer 0.00"),
     "perhaps something": ({"emoji": (1, [4, -3] * 8)}, "unclear", r"^unclear: emoji \+0.50"),
     "no total": ({"a": (1, UP), "b": (1, [-1, -2] * 8)}, "mixed", r"^mixed: total 0.00 .*; learned: a .*; lost: b"),
     "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", r"^learned: total .*; unclear: a"),
@@ -105,6 +106,14 @@ def test_means_before_and_after_and_on_how_many_questions():
     assert (found.total.before, found.total.after) == (2, 2.6875)
     fewer = verdict(made_up({"length": [-1] * 16}), {"length": -1}).changes[0]  # a weight below 0: less is better
     assert (fewer.after, fewer.better, fewer.worse) == (1, 16, 0)
+
+
+def test_a_reward_that_tells_no_answer_from_another_is_not_learned():
+    samples = made_up({"constant": [0] * 16})
+    for sample in samples:
+        for side in ("before", "after"):
+            sample[side]["rewards"]["constant"] = 1.0
+    assert verdict(samples, {"constant": 1}).line.startswith("not learned: constant 0.00 (-0.19 to 0.19)")
 
 
 def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
