@@ -156,8 +156,8 @@ class RunFolder:
         except (OSError, ValueError, TypeError):
             return {}
 
-    def write_status(self, status: str, exit_status: int | None = None, **more: int) -> None:
-        """status.json, for a script to read: running, done, failed or stopped; exit status, step and time.
+    def write_status(self, status: str, exit_status: int | None = None, **more: Any) -> None:
+        """status.json, for a script to read: running, done, failed or stopped; exit status, step, time and verdict.
 
         After a kill -9 it still says running, and the time of the last log, when the run was last seen alive.
         """
@@ -175,7 +175,7 @@ class RunFolder:
         ended: tuple[str, int] = ("failed", 1)
         try:
             if rank() == 0:
-                self.write_status("running")
+                self.write_status("running", verdict=None)  # that of an earlier run in this folder
             yield
             ended = ("done", 0)
         except Stopped as stopped:

@@ -19,6 +19,9 @@ from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_rewar
 from harness.yaml_files import Loader, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of a section `dataset` that names a file. Without index_col pandas takes the first column for an index where each line
+# ends in a comma, and answers become questions.
+FILE_DEFAULTS = {"split": "train", "delimiter": "\t", "index_col": False}
 HELP = """\
 sections of config.yaml, and where their keys are documented:
   model      transformers AutoModelForCausalLM.from_pretrained   training   trl GRPOConfig
@@ -198,10 +201,8 @@ def _file_as_dataset(source: dict[str, Any]) -> dict[str, Any]:
     ending = next((end for end in map(str.lower, reversed(first.suffixes)) if end in FORMATS), None)
     if ending is None or first.is_dir() or (source.get("path") and source.get("data_files")):
         return source
-    defaults = {} if isinstance(files, dict) else {"split": "train"}
-    defaults |= {"delimiter": "\t"} if ending == ".tsv" else {}
-    # Or pandas takes the first column for an index where each line ends in a comma, and answers become questions.
-    defaults |= {"index_col": False} if FORMATS[ending] == "csv" else {}
+    fits = {"split": not isinstance(files, dict), "delimiter": ending == ".tsv", "index_col": FORMATS[ending] == "csv"}
+    defaults = {key: value for key, value in FILE_DEFAULTS.items() if fits[key]}
     return {**defaults, **source, "path": FORMATS[ending], "data_files": files}
 
 

@@ -256,7 +256,11 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_formulas(monkeypatch):
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
 SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
 DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
-DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions are sampled at a time, 2 times", "at most 512 generated tokens"]
+DEMO += [
+    "2 prompts x 4 = 8 completions",
+    "4 optimizer steps; 16 completions are sampled at a time, 2 times",
+    "at most 512 generated tokens",
+]
 DEMO += ["2 x length_reward (target_length 30, alpha 0.15)"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["has lost everything", "the rest round back"]),

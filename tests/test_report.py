@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -225,11 +226,11 @@ def test_the_last_lines_are_commands_that_work_also_of_a_report_that_cannot_be_w
     said = capsys.readouterr().out
     assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
     *_, model, talk, compared, go_on, warning, verdict = said.splitlines()
-    assert model == f"the model:   {folder}" and verdict.startswith(("learned: ", "no change: "))
+    assert model == f"the model:   {folder}" and re.match(r"\w+( \w+)?: ", verdict)
     assert warning.startswith("warning: step 1: the report is incomplete")
 
     done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)
-    assert done.returncode == 0 and "the last 20 steps" in done.stdout, done.stderr
+    assert done.returncode == 0 and " all 4 " in done.stdout, done.stderr
     # The others without a new process, which costs ten times what they do: as the shell takes them apart.
     start = shlex.split(compared.split(":", 1)[1])[:-2]  # PYTHONPATH=..., python, -m, harness
     command = shlex.split(talk.split(":", 1)[1])

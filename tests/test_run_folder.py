@@ -62,3 +62,12 @@ def test_the_newest_state_of_a_run_is_read_wherever_it_is(tmp_path):
         assert RunFolder(tmp_path).state()["global_step"] == step
     written(".", 12)
     assert RunFolder(tmp_path).state()["global_step"] == 12
+
+
+def test_a_run_in_the_folder_of_an_earlier_one_has_no_verdict_yet(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_status("done", 0, verdict={"word": "learned"})
+    with folder.locked():
+        assert folder.status()["verdict"] is None
+        folder.write_status("running", verdict={"word": "worse"})
+    assert folder.status()["status"] == "done" and folder.status()["verdict"] == {"word": "worse"}

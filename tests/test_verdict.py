@@ -10,25 +10,40 @@ import pytest
 from conftest import ROOT, refused
 
 import train_grpo
-from harness.after.verdict import alike, interval, verdict
+from harness.after.verdict import WORDS, alike, interval, likely_reason, verdict
 from harness.errors import RunError
 
 
 def test_the_interval_is_that_of_the_textbook():
     values = np.random.default_rng(1).normal(3, 2, 64)
-    found, half = interval(values), 1.96 * values.std() / 8  # the normal approximation of the mean of 64
-    assert found.mean == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.05)
-    assert (
-        str(interval([0.5] * 10)) == "+0.50 (0.50 to 0.50)" and str(interval([-0.01] * 9)) == "-0.01 (-0.01 to -0.01)"
-    )
-    assert str(interval([0.1 + 0.2 - 0.3, 0.3 - 0.2 - 0.1] * 8)) == "0.00 (0.00 to 0.00)"  # rounding, and no change
+    for n, t in ((8, 2.3646), (16, 2.1314), (64, 1.9983)):
+        found, half = interval(values[:n]), t * values[:n].std(ddof=1) / n**0.5
+        assert found.mean == pytest.approx(values[:n].mean())
+        assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.001)
 
 
-def test_an_interval_holds_the_mean_19_times_in_20():
-    random = np.random.default_rng(2)
-    found = [interval(random.binomial(1, 0.3, 64)) for _ in range(200)]
-    assert 0.9 < np.mean([each.low <= 0.3 <= each.high for each in found]) < 0.99
+def test_an_interval_of_equal_values_knows_that_not_all_questions_were_asked():
+    ends = [  # values, scores they are the differences of, and the interval: 3 of n may be otherwise
+        ([0.5] * 10, None, "+0.50 (0.35 to 0.50)"),  # of what was seen, 0.5 is the most that a score can be
+        ([0.0] * 12, [1.0], "0.00 (-0.25 to 0.25)"),
+        ([-0.1] * 12, [1.0], "-0.10 (-0.15 to -0.05)"),  # all fell, so that their mean did
+        ([0.0] * 12, [0.0], "0.00 (0.00 to 0.00)"),
+        ([1.0] * 11 + [0.5], [0.0, 1.0], "+0.96 (0.87 to 1.00)"),
+        ([0.1, 0.2, -0.3] * 4, None, "0.00 (-0.14 to 0.14)"),  # whose sum is 0 but for its last digit
+        ([0.1 + 0.2] * 4 + [0.3] * 5, [0.0, 0.3], "+0.30 (0.20 to 0.30)"),  # equal, but for the last digit
+        ([0.5] * 7, None, "+0.50 (too few for an interval)"),
+    ]
+    assert [str(interval(values, scores)) for values, scores, _ in ends] == [words for *_, words in ends]
+
+
+def test_an_unchanged_policy_is_called_changed_once_in_20_runs():
+    """benchmarks/verdict.py has more of these; the bootstrap is wrong in 13% at 8 questions."""
+    random, wrong = np.random.default_rng(2), {}
+    for n in (8, 16, 64):
+        for kind, draw in (("continuous", random.normal), ("tied", lambda size: random.binomial(1, 0.4, size))):
+            found = [interval(np.subtract(*(scores := draw(size=(2, n)))), scores) for _ in range(800)]
+            wrong[kind, n] = np.mean([each.low > 0 or each.high < 0 for each in found])
+    assert max(wrong.values()) < 0.075 and min(wrong["continuous", n] for n in (8, 16, 64)) > 0.03, wrong
 
 
 def test_alike():
@@ -37,37 +52,68 @@ def test_alike():
     assert alike([*same, "横浜市です。", ""]) == 0.5
 
 
-UP, SAME, DOWN = [1, 2] * 8, [0, 1, 0, -1] * 4, [-1, -0.5] * 8
-VERDICTS = {
+UP, SAME, DOWN = [1, 2] * 8, [0, 0.1, 0, -0.1] * 4, [-1, -0.5] * 8
+VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the verdict's word, and its line
     "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned: emoji \+1.50 .*; kept: answer 0.00"),
     "a little of a canary is lost": ({"emoji": (1, UP), "answer": (0, [-1] + 15 * [-0.1])}, "learned", "lost: answer"),
     "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r"learned: emoji .*; lost: length -0.75"),
     "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
     "a weight below 0": ({"length": (-1, DOWN)}, "learned", r"learned: length -0.75 \("),
     "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
-    "half of it may be lost": ({"emoji": (1, UP), "polite": (0.1, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
-    "nothing": ({"emoji": (1, SAME)}, "no change", r"no change: total 0.00 \(.*\); kept: emoji 0.00"),
-    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", "total .*; kept: a"),
+    "half of it may be lost": ({"emoji": (1, UP), "polite": (0, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
+    "nothing": ({"emoji": (1, SAME), "answer": (0, SAME)}, "not learned", r"^not learned: emoji 0.00 .*; kept: answer"),
+    "equal, of few": ({"emoji": (1, UP[:9]), "answer": (1, [0] * 9)}, "learned", "; unclear: answer 0.00"),
+    "perhaps something": ({"emoji": (1, [4, -3] * 8)}, "unclear", r"^unclear: emoji \+0.50"),
+    "no total": ({"a": (1, UP), "b": (1, [-1, -2] * 8)}, "mixed", r"^mixed: total 0.00 .*; learned: a .*; lost: b"),
+    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", r"^learned: total .*; unclear: a"),
     "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
 }  # fmt: skip
 
 
+def made_up(changes: dict[str, list[float | None]]) -> list[dict]:
+    """Lines of samples.jsonl, one for each change of the scores from 1 and 3 in turn; each answer is another one."""
+    samples = []
+    for i, row in enumerate(zip(*changes.values(), strict=True)):
+        sides = {}
+        for side, times in (("before", 0), ("after", 1)):
+            scores = [None if change is None else 1 + i % 2 * 2 + times * change for change in row]
+            sides[side] = {
+                "completion": chr(0x4E00 + i + 99 * times) * 9,
+                "rewards": dict(zip(changes, scores, strict=True)),
+            }
+        samples.append({"held_out": True, **sides})
+    return samples
+
+
 def test_verdicts_on_made_up_scores():
     wrong = []
-    for case, (rewards, kind, words) in VERDICTS.items():
-        samples = [{"held_out": True} for _ in range(16)]
-        for i, sample in enumerate(samples):
-            for side, change in (("before", 0), ("after", 1)):
-                scores = {name: None if of[i] is None else 2 + change * of[i] for name, (_, of) in rewards.items()}
-                sample[side] = {"completion": chr(97 + i) * 9, "rewards": scores}
+    for case, (rewards, word, words) in VERDICTS.items():
+        samples = made_up({name: changes for name, (_, changes) in rewards.items()})
         weights = {name: weight for name, (weight, _) in rewards.items()}
-        found, line = verdict(samples, weights)
-        if found != kind or not re.search(words, line):
-            wrong.append((case, found, line))
+        found = verdict(samples, weights)
+        if found.word != word or not re.search(words, found.line) or not set(found.explained()) <= set(WORDS):
+            wrong.append((case, found))
         few = verdict(samples[:7], weights)
-        if few != ("unknown", "no verdict: it takes 8 held-out questions, and there are 7"):
+        if (few.word, few.line) != ("unknown", "no verdict: it takes 8 held-out questions, and there are 7"):
             wrong.append((case, few))
     assert wrong == []
+
+
+def test_means_before_and_after_and_on_how_many_questions():
+    found = verdict(made_up({"emoji_reward": [1] * 12 + [-0.5] * 2 + [0] * 2}), {"emoji_reward": 1})
+    (emoji,) = found.changes
+    assert (emoji.name, emoji.before, emoji.after, emoji.better, emoji.worse) == ("emoji", 2, 2.6875, 12, 2)
+    assert (found.total.before, found.total.after) == (2, 2.6875)
+    fewer = verdict(made_up({"length": [-1] * 16}), {"length": -1}).changes[0]  # a weight below 0: less is better
+    assert (fewer.after, fewer.better, fewer.worse) == (1, 16, 0)
+
+
+def test_a_reward_that_tells_no_answer_from_another_is_not_learned():
+    samples = made_up({"constant": [0] * 16})
+    for sample in samples:
+        for side in ("before", "after"):
+            sample[side]["rewards"]["constant"] = 1.0
+    assert verdict(samples, {"constant": 1}).line.startswith("not learned: constant 0.00 (-0.19 to 0.19)")
 
 
 def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
@@ -75,9 +121,27 @@ def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
     samples = [
         {"held_out": True, "before": b, "after": {"completion": "yes!", "rewards": {"emoji": 1.0}}} for b in before
     ]
-    kind, line = verdict(samples, {"emoji": 1})
-    assert kind == "hacked"
-    assert line == "hacked: emoji +1.00 (1.00 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
+    found = verdict(samples, {"emoji": 1})
+    assert found.word == "hacked"
+    assert found.line == "hacked: emoji +1.00 (0.81 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
+
+
+LOG = {"frac_reward_zero_std": 0.1, "kl": 0.5}
+REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan's doubts, and what is said
+    ({}, 200, False, [], "no step has moved a weight"),
+    ({"frac_reward_zero_std": 0.8}, 20, True, [], "in 80% of the groups all completions scored alike"),
+    ({}, 20, True, ["a step moves 2% of the weights"], "a step moves 2% of the weights"),
+    ({}, 20, True, [], "20 steps are few"),
+    ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 nats a token): learning_rate is low"),
+    ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
+    ({}, 200, True, [], ""),
+]
+
+
+def test_the_likeliest_reason_why_nothing_was_learned():
+    logs = [[LOG | log, {"train_loss": 0.0}] for log, *_ in REASONS]
+    found = [likely_reason(log, *known) for log, (_, *known, _) in zip(logs, REASONS, strict=True)]
+    assert found == [words for *_, words in REASONS]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +158,14 @@ def test_the_demo_is_called_learned(demo, tmp_path, capsys):
     train_grpo.main([*demo, "--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "10"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("learned: emoji +"), last
-    assert f"**{last}**" in (tmp_path / "run/README.md").read_text()
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"**{last}**" in card and f"- *learned*: {WORDS['learned']}" in card and "| KL at the end | " in card
+    found = json.loads((tmp_path / "run/status.json").read_text())["verdict"]
+    assert (found["word"], found["line"]) == ("learned", last)
+    emoji = found["changes"][0]
+    words = re.search(r"emoji (\+.*?\))", last)[1]
+    row = f"| emoji | {emoji['before']:.2f} | {emoji['after']:.2f} | {words} | {emoji['better']}, {emoji['worse']} |"
+    assert f"{row} learned |" in card and emoji["better"] > 20 > emoji["worse"]
 
 
 # With 2e-3 in the place of 6e-4 it takes a third of the steps.
@@ -128,7 +199,8 @@ def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsy
 def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
     with pytest.raises(RunError, match="the weights have not changed"):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("no change: total 0.00 (0.00 to 0.00); kept: emoji 0.00")
+    last = "no change: all 64 answers are as before; likely because no step has moved a weight"
+    assert capsys.readouterr().out.splitlines()[-1] == last
 
 
 def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):

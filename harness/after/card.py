@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from trl import GRPOTrainer
 
+from harness.after.verdict import Verdict, number
 from harness.before.plan import Plan
 from harness.during.watch import best_in_words
 from harness.reward import score_words
@@ -25,6 +26,7 @@ def model_card(
     warnings: list[str],
     seconds: float,
     status: str,
+    verdict: Verdict | None,
 ) -> ModelCard:
     """The card as of now, with these of the samples; `status`, the verdict or that there is none, stands in front."""
     state, args, settings = trainer.state, trainer.args, plan.settings
@@ -47,6 +49,8 @@ def model_card(
         metadata,
         template_path=Path(__file__).with_name("card.md"),
         status=status,
+        verdict=verdict,
+        number=number,
         base=_link(base, "", on_hub),
         data=_link(source, "datasets/", on_hub),
         plan=plan,
@@ -59,6 +63,7 @@ def model_card(
         completions=completions,
         tokens=completions * (sum(lengths) / len(lengths) if lengths else 0),
         time=f"{seconds / 60:.1f} minutes on {args.world_size} x {device}",
+        kl=next((log["kl"] for log in reversed(state.log_history) if log.get("kl") is not None), None),
         best=best_in_words(args, state),
         evaluations=[log for log in state.log_history if "eval_reward" in log],
         versions=", ".join(map(" ".join, versions().items())),

@@ -6,6 +6,7 @@ Nothing here may cost a run: drawing curves is given at most 5% of the time, and
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -20,7 +21,7 @@ from trl import GRPOTrainer
 from harness.after.card import model_card
 from harness.after.curves import draw_curves, earlier_logs
 from harness.after.samples import ask, rows_to_ask
-from harness.after.verdict import FEWEST, interval, verdict
+from harness.after.verdict import FEWEST, Verdict, interval, likely_reason, verdict
 from harness.before.plan import Plan
 from harness.during.watch import GIVEN_UP, TOTAL_FALL, Watch, best_in_words
 from harness.errors import RunError, one_line
@@ -78,6 +79,7 @@ class Report(TrainerCallback, ExportableState):
         self.next_drawing = 0.0
         self.write()
         if self.main:
+            self.folder.write_status("running", verdict=asdict(self._verdict()))
             self._print_samples()
             print("\n".join(self._last_lines()))
         if self.watch.failure:
@@ -146,11 +148,16 @@ class Report(TrainerCallback, ExportableState):
             f"{'then go on: ' if self.settings.lora else 'go on:      '} {start} {script} --config {settings} "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
             *(f"warning: {warning}" for warning in self._warnings()),
-            self._verdict(),
+            self._verdict().line,
         ]
 
-    def _verdict(self) -> str:
-        return verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})[1]
+    def _verdict(self) -> Verdict:
+        found = verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})
+        if found.word in ("no change", "not learned"):
+            state, moved = self.trainer.state, not self.watch.failure  # which is, with answers, that no weight moved
+            reason = likely_reason(state.log_history, state.global_step, moved, self.plan.too_slow)
+            found.line += f"; likely because {reason}" if reason else ""
+        return found
 
     def _warnings(self) -> list[str]:
         """The log's, without those of a fall that the held-out answers refute."""
@@ -178,12 +185,14 @@ class Report(TrainerCallback, ExportableState):
 
     def _write_card(self) -> None:
         status = f"**Unfinished: stopped, or still running, at step {self.trainer.state.global_step:,}.**"
-        if self.over:
+        found = self._verdict() if self.over else None
+        if found:
             asked = sum(row["held_out"] for row in self.rows)
-            status = f"**{self._verdict()}** ({asked} held-out questions, before and after; 95% intervals)"
+            status = f"**{found.line}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        card = model_card(self.trainer, self.plan, self.folder, self._shown(), self._warnings(), self.seconds, status)
+        warnings = self._warnings()
+        card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status, found)
         write_whole(self.folder.card, str(card))
 
 
@@ -199,4 +208,4 @@ def refuted(samples: list[dict[str, Any]], weights: dict[str, float], share: flo
         np.array([sum(w * (sample[side]["rewards"][name] or 0) for name, w in weights.items()) for sample in asked])
         for side in ("before", "after")
     )
-    return len(asked) >= FEWEST and interval(after - before).low >= -share * abs(before.mean())
+    return len(asked) >= FEWEST and interval(after - before, [before, after]).low >= -share * abs(before.mean())

@@ -27,7 +27,7 @@ class Plan:
 
     `steps`, `calls`: optimizer steps; generation calls, each of `prompts_a_batch` prompts. `completions_a_step`: of one
     optimizer step, in all processes. `memory`, `disk`: estimated bytes on each GPU, by part; and of what the run
-    leaves. `doubts`: why it will probably learn nothing.
+    leaves. `doubts`: what may go wrong with it; of these `too_slow`: why it will probably learn nothing.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Plan:
         self.steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
         self.calls = math.ceil(self.steps / steps_per_call)
         self.parameters, self.trainable, self.memory, self.disk = footprint(settings, policy, args, lora)
-        self.doubts = self._doubts()
+        self.too_slow = self._too_slow()
+        self.doubts = self.too_slow + self._doubts()
 
     def show(self) -> None:
         """Print it as a table that a person reads in ten seconds."""
@@ -101,16 +102,22 @@ class Plan:
             table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
         Console().print(table)
 
+    def _too_slow(self) -> list[str]:
+        """Settings with which a step is too small to count."""
+        args, dtype = self.args, self.policy.dtype()
+        if self.lora:
+            words = f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"
+            return [words] if args.learning_rate < 1e-5 else []
+        if dtype == torch.float32 or stochastic_rounding(args) or any(sharding(args)):
+            return []
+        spread = getattr(self.policy.config, "initializer_range", 0.02)  # of the weights when their training began
+        drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread
+        share = moved_share([drawn.to(dtype)], args.learning_rate)
+        return [rounded_away(share)] if share < 0.5 else []
+
     def _doubts(self) -> list[str]:
         """Settings that run, and probably learn nothing."""
-        args, dtype, doubts = self.args, self.policy.dtype(), []
-        if self.lora and (rate := args.learning_rate) < 1e-5:
-            doubts.append(f"learning_rate {rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml")
-        if not self.lora and dtype != torch.float32 and not stochastic_rounding(args) and not any(sharding(args)):
-            spread = getattr(self.policy.config, "initializer_range", 0.02)  # of the weights when their training began
-            drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread
-            if (share := moved_share([drawn.to(dtype)], args.learning_rate)) < 0.5:
-                doubts.append(rounded_away(share))
+        args, doubts = self.args, []
         if not self.lora and self.parameters > 50e6 and args.learning_rate > HELD:
             measured = f"SmolLM2-135M held {HELD:g}, and was destroyed within four steps at 6e-4"
             doubts.append(
@@ -125,7 +132,7 @@ class Plan:
         doubts += self._biased_sampling() if args.use_vllm else []
         if "TORCHELASTIC_RUN_ID" in os.environ and not {ENDS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"} & set(os.environ):
             doubts.append("this launcher kills a run 30 s after a signal; use python -m harness launch in its place")
-        if args.save_strategy == "no":
+        if self.args.save_strategy == "no":
             doubts.append("save_strategy is no: a run that is stopped has lost everything")
         return doubts
 

@@ -1,0 +1,103 @@
+"""How often the verdict is wrong, by simulation: `python benchmarks/verdict.py`, two minutes on one core.
+
+False rise or fall: of a policy that a run has not changed, so that before and after are two samples of the same
+answers. False kept: of a canary that has lost a third of its right answers. In % of the simulated runs, by the number
+of held-out questions.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from harness.after.verdict import interval, verdict  # noqa: E402
+
+random = np.random.default_rng(1)
+QUESTIONS = (8, 16, 32, 64)
+
+
+def continuous(n: int) -> np.ndarray:
+    """(2, n) scores, before and after; as are those of the functions below."""
+    return random.normal(size=n) + random.normal(size=(2, n))
+
+
+def length(n: int) -> np.ndarray:
+    """config.yaml's length_reward, of answers of 25 characters give or take 8, half of which the question decides."""
+    characters = 25 + random.normal(scale=5.7, size=n) + random.normal(scale=5.7, size=(2, n))
+    return np.exp(-0.15 * abs(characters.round() - 30))
+
+
+def right(share: float) -> Callable[[int], np.ndarray]:
+    """1 or 0; some questions are easier than others."""
+    return lambda n: random.binomial(1, random.beta(4 * share, 4 * (1 - share), n), size=(2, n)).astype(float)
+
+
+def emoji(n: int) -> np.ndarray:
+    """As the untrained demo has them: over two thirds of the answers have none."""
+    return random.choice(5, (2, n), p=[0.7, 0.2, 0.06, 0.03, 0.01]).astype(float)
+
+
+def skewed(n: int) -> np.ndarray:
+    """Not the same policy, but the same mean: 0.4 of the answers with one emoji, then a tenth with four."""
+    return np.array([random.binomial(1, 0.4, n), 4.0 * random.binomial(1, 0.1, n)])
+
+
+UNCHANGED = {
+    "continuous": continuous,
+    "length_reward": length,
+    "0 or 1, half of them right": right(0.5),
+    "0 or 1, 85% right": right(0.85),
+    "heavily tied (emoji)": emoji,
+    "another policy, skewed, of the same mean": skewed,
+}
+
+
+def bootstrap(differences: np.ndarray) -> bool:
+    """Whether Efron's percentile bootstrap, which the verdict had before, sees a rise or fall."""
+    resamples = random.integers(len(differences), size=(2_000, len(differences)))
+    low, high = np.quantile(differences[resamples].mean(axis=1), (0.025, 0.975))
+    return low > 0 or high < 0
+
+
+def changed(scores: np.ndarray) -> bool:
+    found = interval(scores[1] - scores[0], scores)
+    return found.low > 0 or found.high < 0
+
+
+def canary(before: np.ndarray, after: np.ndarray) -> str:
+    """What the verdict says of it, beside a trained reward."""
+    samples = [{"held_out": True, "before": {"completion": "a"}, "after": {"completion": "b"}} for _ in before]
+    for side, scores in (("before", before), ("after", after)):
+        for sample, score in zip(samples, scores, strict=True):
+            sample[side]["rewards"] = {"trained": 0.0, "canary": score}
+    return next(change.word for change in verdict(samples, {"trained": 1, "canary": 0}).changes if not change.weight)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulations", type=int, default=4_000)
+    times = parser.parse_args().simulations
+    print(f"| {times:,} simulations, % | {' | '.join(f'{n} questions' for n in QUESTIONS)} |\n|---|{'---|' * 4}")
+
+    def row(name: str, wrong: Callable[[int], bool]) -> None:
+        shares = [np.mean([wrong(n) for _ in range(times)]) for n in QUESTIONS]
+        print(f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |", flush=True)
+
+    for name, drawn in UNCHANGED.items():
+        row(f"false rise or fall: {name}", lambda n, drawn=drawn: changed(drawn(n)))
+        row("the same by bootstrap", lambda n, drawn=drawn: bootstrap(np.subtract(*drawn(n))))
+    for share in (1, 0.85, 0.5, 0.3):
+
+        def kept(n: int, lost: float, share: float = share) -> bool:
+            before = random.binomial(1, share, n).astype(float)
+            return canary(before, before * random.binomial(1, 1 - lost, n)) == "kept"
+
+        row(f"false kept: {share:.0%} right, a third of them lost", lambda n, kept=kept: kept(n, 1 / 3))
+        row(f"rightly kept: {share:.0%} right, none lost", lambda n, kept=kept: kept(n, 0))
+
+
+if __name__ == "__main__":
+    main()
