@@ -1,6 +1,6 @@
 """Learning rates of the real model of `make real`: python benchmarks/real.py [--gpu]
 
-A row a run of 50 steps; on two cores each takes 10 to 20 minutes, on an H200 three, ten at once.
+Its own system prompt, then a shorter one, under which fewer answers have an emoji. A row a run of 50 steps; on two cores each takes 10 to 20 minutes, on an H200 three, ten at once.
 """
 
 import argparse
@@ -13,15 +13,29 @@ from statistics import mean
 ROOT = Path(__file__).resolve().parents[1]
 BFLOAT16 = ["--model.dtype=bfloat16", "--training.bf16=true"]
 STOCHASTIC = ["--training.optim=adamw_torch_8bit", "--training.optim_args=bf16_stochastic_round=True"]
+SHORTER = "--prompts.system=You answer with one short sentence and one emoji. Example: The sky is blue. 🌤️"
 RUNS = {
-    **{f"{rate}, 32": [f"--training.learning_rate={rate}"] for rate in ("1e-6", "5e-6", "1e-5", "2e-5", "6e-4")},
+    **{f"own, {rate}, 32": [f"--training.learning_rate={rate}"] for rate in ("5e-6", "1e-5", "2e-5")},
     **{
-        f"{r}, 64": [f"--training.learning_rate={r}", "--training.per_device_train_batch_size=64"]
-        for r in ("1e-5", "2e-5")
+        f"shorter, {rate}, 32": [f"--training.learning_rate={rate}", SHORTER]
+        for rate in ("1e-6", "5e-6", "1e-5", "2e-5", "6e-4")
     },
-    "1e-5, 32, without the answer reward": ["--training.learning_rate=1e-5", "--rewards.answer_reward.weight=0"],
-    "1e-5, 32, bfloat16 weights": ["--training.learning_rate=1e-5", *BFLOAT16],
-    "1e-5, 32, bfloat16, rounded by chance": ["--training.learning_rate=1e-5", *BFLOAT16, *STOCHASTIC],
+    "shorter, 1e-5, 64": ["--training.learning_rate=1e-5", SHORTER, "--training.per_device_train_batch_size=64"],
+    "shorter, 2e-5, 64": [SHORTER, "--training.per_device_train_batch_size=64"],
+    "shorter, 1e-5, 32, seed 1": ["--training.learning_rate=1e-5", SHORTER, "--training.seed=1"],
+    "shorter, 2e-5, 32, seed 1": [SHORTER, "--training.seed=1"],
+    "shorter, 1e-5, 32, no answer reward": [
+        "--training.learning_rate=1e-5",
+        SHORTER,
+        "--rewards.answer_reward.weight=0",
+    ],
+    "shorter, 1e-5, 32, bfloat16": ["--training.learning_rate=1e-5", SHORTER, *BFLOAT16],
+    "shorter, 1e-5, 32, bfloat16 rounded by chance": [
+        "--training.learning_rate=1e-5",
+        SHORTER,
+        *BFLOAT16,
+        *STOCHASTIC,
+    ],
 }
 
 
@@ -42,12 +56,20 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     gpu = ["--training.use_cpu=false"] if parser.parse_args().gpu else []
     print(
-        "| learning rate, completions a step | emoji | length | answer | highest and last KL |\n|---|---|---|---|---|"
+        "| system prompt, learning rate, completions a step | emoji | length | answer | highest and last KL |\n|---|---|---|---|---|"
     )
     for name, arguments in RUNS.items():
         folder = ROOT / "outputs/real-rates" / name.replace(", ", "-").replace(" ", "-")
         files = ["--config=recipes/cpu.yaml", "--config=demo/real/config.yaml"]
-        command = [sys.executable, "train_grpo.py", *files, *arguments, *gpu, f"--training.output_dir={folder}"]
+        command = [
+            sys.executable,
+            "train_grpo.py",
+            *files,
+            "--training.max_steps=50",
+            *arguments,
+            *gpu,
+            f"--training.output_dir={folder}",
+        ]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         print(row(name, folder), flush=True)
 
