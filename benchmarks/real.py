@@ -1,6 +1,7 @@
 """Learning rates of the real model of `make real`: python benchmarks/real.py [--gpu]
 
-Its own system prompt, then a shorter one, under which fewer answers have an emoji. A row a run of 50 steps; on two cores each takes 10 to 20 minutes, on an H200 three, ten at once.
+Its own system prompt, then a shorter one, under which fewer answers have an emoji. A row a run of 50 steps; on two
+cores each takes 20 to 30 minutes, on an H200 three, ten at once.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     gpu = ["--training.use_cpu=false"] if parser.parse_args().gpu else []
     print(
-        "| system prompt, learning rate, completions a step | emoji | length | answer | highest and last KL |\n|---|---|---|---|---|"
+        "| system prompt, learning rate, completions a step | emoji | length | answer | highest and last KL |\n"
+        "|---|---|---|---|---|"
     )
     for name, arguments in RUNS.items():
         folder = ROOT / "outputs/real-rates" / name.replace(", ", "-").replace(" ", "-")
