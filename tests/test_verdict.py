@@ -37,7 +37,7 @@ def test_an_interval_of_equal_values_knows_that_not_all_questions_were_asked():
 
 
 def test_an_unchanged_policy_is_called_changed_once_in_20_runs():
-    """benchmarks/verdict.py has more of these; the bootstrap is wrong in 13% at 8 questions."""
+    """benchmarks/verdict.py has more of these; the bootstrap is wrong in 11% at 8 questions."""
     random, wrong = np.random.default_rng(2), {}
     for n in (8, 16, 64):
         for kind, draw in (("continuous", random.normal), ("tied", lambda size: random.binomial(1, 0.4, size))):
@@ -201,6 +201,13 @@ def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
     last = "no change: all 64 answers are as before; likely because no step has moved a weight"
     assert capsys.readouterr().out.splitlines()[-1] == last
+
+
+def test_a_lora_run_of_too_small_steps_says_that_it_was_too_slow(tiny, capsys):
+    train_grpo.main([*tiny, "--lora", "{r: 4, target_modules: [q_proj]}", "--training.learning_rate", "1e-6"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.match("no change: |not learned: ", last), last
+    assert "; likely because learning_rate 1e-06 is one for all weights; LoRA needs more" in last
 
 
 def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):
