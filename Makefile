@@ -13,11 +13,13 @@ demo-hacked: demo/model/config.json
 
 # Four rewards that are won without doing what was meant: docs/zoo.md. With -P the folder of train_grpo.py does not come
 # first, so that the zoo's rewards.py is imported and yours stays as it is.
-zoo: demo-hacked
-	for each in frog owl fox; do HF_HUB_OFFLINE=1 PYTHONPATH=demo/zoo:. .venv/bin/python -P train_grpo.py \
+zoo: outputs/demo-hacked/samples.jsonl
+	for each in frog owl fox; do HF_HUB_OFFLINE=1 PYTHONPATH=demo/zoo:. .venv/bin/python -P train_grpo.py --resume auto \
 	    --config demo/config.yaml --config demo/zoo/$$each.yaml || exit; done
 	PYTHONPATH=. .venv/bin/python demo/zoo/draw.py outputs/demo-hacked outputs/zoo/frog outputs/zoo/owl outputs/zoo/fox
-	.venv/bin/python -m harness compare outputs/demo-hacked outputs/zoo/frog outputs/zoo/owl outputs/zoo/fox
+
+outputs/demo-hacked/samples.jsonl:
+	$(MAKE) demo-hacked
 
 real: demo/real/model/config.json  # a real model of 135 million parameters, on the CPU: 10 to 20 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config recipes/cpu.yaml --config demo/real/config.yaml

@@ -13,7 +13,7 @@ ZOO = ROOT / "demo/zoo"
 
 
 @pytest.mark.parametrize(
-    ("animal", "reward", "canary"), [("frog", "long", "once"), ("owl", "figures", "true"), ("fox", "kind", "about")]
+    ("animal", "reward", "canary"), [("frog", "length", "once"), ("owl", "figures", "true"), ("fox", "kind", "about")]
 )
 def test_it_passes_check_with_one_reward_and_its_canary(animal, reward, canary, tiny, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("rewards", ZOO / "rewards.py")
@@ -22,4 +22,4 @@ def test_it_passes_check_with_one_reward_and_its_canary(animal, reward, canary, 
     monkeypatch.setitem(sys.modules, "rewards", module)
     train_grpo.main([*tiny, "--config", str(ZOO / f"{animal}.yaml"), "--check"])
     planned = re.findall(r"(\S+) x (\w+)_reward", capsys.readouterr().out)
-    assert planned == [("0", "answer"), ("1", reward), ("0", canary)]
+    assert sorted(planned) == sorted([("0", "answer"), ("0", canary), ("1", reward)])

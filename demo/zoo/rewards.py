@@ -3,12 +3,13 @@
 Those of the repository's own rewards.py, which stays as it is, are the article's.
 """
 
+import math
 import re
 
 
-def long_reward(completions, enough: int = 100, **kwargs) -> list[float]:
-    """The number of characters, in parts of `enough`: a full answer."""
-    return [min(len(text) / enough, 1.0) for text in _texts(completions)]
+def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **kwargs) -> list[float]:
+    """exp(-alpha * |characters - target_length|), as in the article: 1 at the target."""
+    return [math.exp(-alpha * abs(len(text) - target_length)) for text in _texts(completions)]
 
 
 def once_reward(completions, **kwargs) -> list[float]:
