@@ -22,6 +22,7 @@ ORDER = [
             "weights",
             "miniature",
             "check",
+            "forecast",
             "rehearse",
             "fit",
         )

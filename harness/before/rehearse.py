@@ -23,6 +23,7 @@ from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.before.footprint import CUDA_CONTEXT, GB, moved_share, rounded_away, stochastic_rounding
+from harness.before.forecast import forecast, in_words
 from harness.before.plan import Plan
 from harness.errors import SMALLER, RunError, UserError, out_of_memory
 from harness.reward import FLAT
@@ -97,7 +98,7 @@ def rehearse(trainer: GRPOTrainer, plan: Plan) -> None:
     sampler = trainer.vllm_generation if trainer.use_vllm else trainer.model
     sampler.generate = clock.timed(sampler.generate)
     args.save_strategy, args.eval_strategy, args.logging_steps = "no", "no", 1
-    figures = {"signal": _what_rewards_teach(trainer, clock)} | _worst(trainer, plan, clock)
+    figures = {"signal": _what_rewards_teach(trainer, plan, clock)} | _worst(trainer, plan, clock)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     figures |= {
         "steps": plan.steps,
@@ -120,7 +121,7 @@ def figures_file(settings: Settings) -> Path:
     return Path(f"{settings.training['output_dir'].rstrip('/')}-rehearsal.json")
 
 
-def _what_rewards_teach(trainer: GRPOTrainer, clock: Clock) -> dict[str, Any]:
+def _what_rewards_teach(trainer: GRPOTrainer, plan: Plan, clock: Clock) -> dict[str, Any]:
     """Two generation batches at a learning rate of 0; TRL writes their completions and rewards as parquet."""
     args, rate = trainer.args, trainer.args.learning_rate
     args.learning_rate, trainer.log_completions, trainer.num_completions_to_print = 0.0, True, 0
@@ -147,7 +148,9 @@ def _what_rewards_teach(trainer: GRPOTrainer, clock: Clock) -> dict[str, Any]:
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     shown = {place: (float(total[i]), rows.completion[i][-1]["content"]) for place, i in places.items()}
     cut = statistics.mean(log["completions/clipped_ratio"] for log in clock.logs if "completions/clipped_ratio" in log)
-    return {"rewards": rewards, "cut": cut, "completions": shown, "first_step": clock.logs[0]}
+    found = {"rewards": rewards, "cut": cut, "completions": shown, "first_step": clock.logs[0]}
+    fixed = forecast(rows, plan.rewards, plan.data.train, args.num_generations, plan.policy.tokenizer, trainer.state)
+    return found | {"forecast": fixed}
 
 
 def _worst(trainer: GRPOTrainer, plan: Plan, clock: Clock) -> dict[str, Any]:
@@ -186,6 +189,7 @@ def _print(figures: dict[str, Any], args: GRPOConfig, price: float | None) -> No
     print(f"  {signal['cut']:.0%} of completions are cut at {args.max_completion_length} tokens")
     for place, (reward, completion) in signal["completions"].items():
         print(f"  {place}, {reward:.2f}: {completion}".replace("\n", "⏎"))
+    print(f"  {in_words(signal['forecast'])}")
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     room = f"{(total - peak) / GB:.1f} GB of {total / GB:.0f} are left" if total else "of this process, on a CPU"
     print("Worst case: whole steps on the longest prompts, completions of full length")
