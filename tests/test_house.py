@@ -23,6 +23,7 @@ ORDER = [
             "miniature",
             "check",
             "forecast",
+            "clock",
             "rehearse",
             "fit",
         )

@@ -6,13 +6,15 @@ These private names of upstream's trainers are used here and nowhere else; tests
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.during.padding import by_length, positions_are_relative, without_padding
@@ -38,12 +40,24 @@ def gathered(weight: torch.nn.Parameter) -> torch.Tensor:
     return weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
 class Trainer(GRPOTrainer):
     def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
         # Not when `args` are made: only the data tell which rewards there are.
         args.reward_weights = [reward.weight for reward in rewards]
         functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
-        super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
+        with _without_bars():  # the reference model's weights are the policy's, whose bar has been seen
+            super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
         if args.cache_implementation == "static" and not args.use_vllm:
             self.generation_config.disable_compile = False  # TRL switches off what a static cache is for
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
