@@ -4,7 +4,8 @@ Each distinct completion of the untrained policy is scored on the rows of the ot
 rewards.py that have a weight. It wins if its mean there is no lower than that of the groups' best completions. Of
 rewards that do not look at the question the best text always wins. A reward looks at it if it gives any text different
 scores on two questions; with such a one a text wins only if it is right nearly everywhere, or gains more elsewhere than
-it loses. Then training need not end there, as the policy may well learn both, so that it is a note and no warning.
+it loses. Then training need not end there, so that it is a note and no warning: of the demo with answer_reward at a
+weight of 1 the policy learned both, at 0.25 it forgot every answer.
 
 Its limits: training may find a better text than the policy has written so far, or another hack than a fixed text, so
 that "none wins" is no promise. Groups that score alike are left out: nothing is learned from them, and where all fail
@@ -85,12 +86,12 @@ def in_words(found: dict[str, Any]) -> str:
     scores = f"would score {fixed} on every question (the policy {policy}, its best of {found['of']} {best})"
     if not found["wins"]:
         return f"good: no fixed text wins; the best of {found['tried']} {scores}{left}"
+    text = f"{left}\n    the text: {' '.join(found['text'].split())}"
     if found["read_by"]:
         readers = f"{', '.join(found['read_by'])} (which depends on the question)"
-        return f"note: one fixed text {scores}, though {readers} counts too; give it more weight if it falls{left}"
+        return f"note: one fixed text {scores}, though {readers} counts too; give it more weight if it falls{text}"
     remedy = "keep a canary (a reward of weight 0), or give a reward that depends on the question more weight"
-    problem = f"one fixed text {scores}: these rewards can be won without reading the question; {remedy}"
-    return f"warning: {problem}{left}\n    the text: {found['text']}"
+    return f"warning: one fixed text {scores}: these rewards can be won without reading the question; {remedy}{text}"
 
 
 def _on_each(text: str, rows: list[dict[str, Any]], rewards: list[Reward], tokenizer, state) -> pd.DataFrame:
