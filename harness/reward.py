@@ -47,6 +47,11 @@ class Reward:
         return [name for name in columns(self.function) if name not in self.settings] if self.function else []
 
     @property
+    def may_cost(self) -> bool:
+        """A reward model, or a function that waits for others (async) or has `judge` in its name."""
+        return self.function is None or self._is_async() or "judge" in self.name.lower()
+
+    @property
     def title(self) -> str:
         """What it measures: the first line of its docstring."""
         return title(self.function) or self.name if self.function else "a reward model's score"

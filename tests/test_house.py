@@ -22,6 +22,8 @@ ORDER = [
             "weights",
             "miniature",
             "check",
+            "forecast",
+            "clock",
             "rehearse",
             "fit",
         )

@@ -31,10 +31,19 @@ def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path,
     train_grpo.main([*long, "--training.output_dir", str(tmp_path / "before")])
     capsys.readouterr()
     train_grpo.main([*long, "--rehearse", "--keep", "--price", "2.5", "--training.report_to", "tensorboard"])
-    said = capsys.readouterr().out
+    said, bars = capsys.readouterr()
     assert not called  # it tells no tracker
+    assert "Rehearsal, 1 of 2: " in bars and "Rehearsal, 2 of 2: " in bars and bars.count("Loading weights: 100%") == 1
     assert [path.name for path in tmp_path.glob("run*")] == ["run-rehearsal.json"]  # output_dir is left alone
-    for words in ("emoji_reward: ", "of groups; the best of a group", "best, ", "worst, ", "GB calculated", "an hour"):
+    for words in (
+        "emoji_reward: ",
+        "of groups; the best of a group",
+        "best answer, ",
+        "worst answer, ",
+        "GB calculated",
+        "an hour",
+        "minutes on this CPU",
+    ):
         assert words in said, words
     figures = json.loads((tmp_path / "run-rehearsal.json").read_text())
     assert figures["steps"] == 4 and 0 < figures["hours"][0] <= figures["hours"][1]
@@ -59,8 +68,18 @@ def test_a_reward_that_is_flat_or_applies_to_some_groups_only(tiny, tmp_path, mo
     train_grpo.main([*tiny, "--rehearse", "--keep", "--rewards.length_reward.alpha", "0"])
     found = json.loads((tmp_path / "run-rehearsal.json").read_text())["signal"]["rewards"]["emoji_reward"]
     assert (found["mean"], found["climb"]) == (1.5, 1.5) and found["flat"] == 0  # 0, 1, 2, 3 in its groups
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  length_reward: "))
+    said = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in said if line.startswith("  length_reward: "))
     assert "length_reward: 1 (std 0), all alike in 100% of groups" in line and "next to nothing" in line
+
+
+def test_hours_in_words():
+    rows = {
+        (0.033, 0.14): "2 to 8.4 minutes",
+        (0.5, 2): "30 minutes to 2.0 hours",
+        (2.04, 1200): "2.0 to 1,200.0 hours",
+    }
+    assert {hours: rehearse._between(*hours) for hours in rows} == rows
 
 
 def test_too_little_memory_is_a_result(tiny, tmp_path, monkeypatch):

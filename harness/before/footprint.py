@@ -161,4 +161,5 @@ def stochastic_rounding(args: GRPOConfig) -> bool:
 
 def rounded_away(share: float) -> str:
     """What moved_share means, in words."""
-    return f"a step moves {share:.0%} of the weights, the rest round back; recipes/24gb.yaml keeps small steps"
+    moved = f"a step moves {share:.0%} of the weights, the rest round back to what they were"
+    return f"{moved}, and little may be learned; recipes/24gb.yaml keeps small steps"
