@@ -43,7 +43,7 @@ def draw_curves(
         ("reward", "total reward (weighted)", "reward_std"),
         ("completions/mean_characters", "completion length (characters)", None),
         ("completions/mean_length", "completion length (tokens)", None),
-        ("kl", "KL to the reference model (nats a token)", None),
+        ("kl", "KL: distance from the untrained model (a token)", None),
     ]
     if not any("kl" in log for history in runs.values() for log in history):  # with beta 0
         panels.pop()
