@@ -76,3 +76,20 @@ def test_a_run_that_goes_on_from_another_is_drawn_whole(drawn, tmp_path):
     assert steps["first"] == steps["circle"] == steps["damaged"] == []
     line = drawn(earlier_logs(RunFolder(tmp_path / "third")) + logs(3))[0].lines[0]
     assert list(line.get_xdata()) == [-7, -6, -5, -3, -2, -1, 1, 2, 3]
+
+
+def test_runs_are_compared_by_reward_against_kl_and_a_run_without_a_curve_has_no_name_there(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **more: figures.append(self) or save(self, *args, **more)
+    )
+    other = [{"step": 1, "rewards/cheap/mean": -1.0, "reward": 1.0, "kl": 0.5}]
+    runs = {"first": [log | {"kl": log["step"] / 10} for log in logs(3)], "second": other}
+    draw_curves(runs, TITLES, tmp_path / "two.png")
+    panels = {axes.get_title(loc="left"): axes for axes in figures[-1].axes}
+    (against,) = (axes for title, axes in panels.items() if title.startswith("total reward against KL"))
+    assert [line.get_xydata().tolist() for line in against.lines] == [
+        [[0.1, 2.8], [0.2, 2.8], [0.3, 2.8]],
+        [[0.5, 1.0]],
+    ]
+    assert [text.get_text() for text in panels["right"].get_legend().get_texts()] == ["first"]

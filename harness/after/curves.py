@@ -19,6 +19,7 @@ from harness.files import write_whole
 from harness.reward import reward_means
 from harness.run_folder import RunFolder
 
+FRONTIER = "frontier"  # no key of a log: two of them against each other
 SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
 
 
@@ -47,6 +48,8 @@ def draw_curves(
     ]
     if not any("kl" in log for history in runs.values() for log in history):  # with beta 0
         panels.pop()
+    elif len(runs) > 1:
+        panels.append((FRONTIER, "total reward against KL: what a run has paid for it", None))
     families, lacking = fonts_for("".join([*runs, *names, *titles.values()]))
     rows, alone = -(-len(panels) // 2), len(runs) == 1
     continued = any(log["step"] < 1 for history in runs.values() for log in history if "reward" in log)
@@ -54,6 +57,9 @@ def draw_curves(
         figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
         for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
             for run, history in runs.items():
+                if key == FRONTIER:
+                    _draw_frontier(axes, history, replaced(run, lacking))
+                    continue
                 bounds = _scored(history, {heading: 1} if heading in names else weights)
                 _draw_run(axes, history, key, spread if alone else None, bounds, replaced(run, lacking), alone)
             if heading in titles:  # a reward's unit is what its title says first
@@ -62,8 +68,11 @@ def draw_curves(
                 axes.set_ylabel("\n".join(lines), fontsize=7, parse_math=False)  # or two $ would be TeX between them
             weight = f" (weight {weights[heading]:g})" if heading in weights else ""
             axes.set_title(replaced(heading, lacking) + weight, fontsize=10, loc="left", parse_math=False)
-            axes.set_xlabel("optimizer step" + "; up to 0 of the run that it goes on from" * continued, fontsize=8)
-            if continued:
+            axes.set_xlabel(
+                "KL" if key == FRONTIER else "optimizer step" + "; up to 0 of the run that it goes on from" * continued,
+                fontsize=8,
+            )
+            if continued and key != FRONTIER:
                 axes.axvline(0.5, color="k", linewidth=0.8, linestyle=":")
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.3)
@@ -88,7 +97,9 @@ def _draw_run(
     """One run in one panel; `bounds`: those of its scores, beyond which no spread is drawn."""
     steps, values, spreads = _points(history, key, spread)
     line, around = _smoothed(values), _smoothed(spreads)
-    (drawn,) = axes.plot(steps, line, "." if len(steps) == 1 else "-", label=label, linewidth=1.5)
+    (drawn,) = axes.plot(
+        steps, line, "." if len(steps) == 1 else "-", label=label if len(steps) else None, linewidth=1.5
+    )
     if len(steps) > SMOOTH:
         axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
     if spread:
@@ -98,6 +109,14 @@ def _draw_run(
     if len(evaluated[0]):
         label = "evaluation" if alone else None
         axes.plot(*evaluated[:2], "o", color=drawn.get_color(), markersize=4, markeredgecolor="k", label=label)
+
+
+def _draw_frontier(axes: Axes, history: list[dict[str, Any]], label: str) -> None:
+    """How far from the untrained model each reward was: a hacked run gets its reward farther out."""
+    logs = [log for log in history if log.get("kl") is not None and log.get("reward") is not None]
+    if logs:
+        kl, reward = (_smoothed(np.array([log[key] for log in logs])) for key in ("kl", "reward"))
+        axes.plot(kl, reward, ".", markersize=4, label=label)
 
 
 def _scored(history: list[dict[str, Any]], weights: dict[str, float]) -> tuple[float, float]:
