@@ -1,4 +1,4 @@
-# make demo | real | train | test | faults | lint: each installs what it needs into .venv, once.
+# make demo | zoo | real | train | test | faults | lint: each installs what it needs into .venv, once.
 PYTHON ?= python3
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
@@ -7,19 +7,17 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
 
-demo-hacked: demo/model/config.json
+demo-hacked: outputs/demo-hacked/samples.jsonl
+outputs/demo-hacked/samples.jsonl: | demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml --rewards.answer_reward.weight 0 \
 	    --training.output_dir outputs/demo-hacked
 
 # Four rewards that are won without doing what was meant: docs/zoo.md. With -P the folder of train_grpo.py does not come
 # first, so that the zoo's rewards.py is imported and yours stays as it is.
-zoo: outputs/demo-hacked/samples.jsonl
+zoo: demo-hacked
 	for each in frog owl fox; do HF_HUB_OFFLINE=1 PYTHONPATH=demo/zoo:. .venv/bin/python -P train_grpo.py --resume auto \
 	    --config demo/config.yaml --config demo/zoo/$$each.yaml || exit; done
 	PYTHONPATH=. .venv/bin/python demo/zoo/draw.py outputs/demo-hacked outputs/zoo/frog outputs/zoo/owl outputs/zoo/fox
-
-outputs/demo-hacked/samples.jsonl:
-	$(MAKE) demo-hacked
 
 real: demo/real/model/config.json  # a real model of 135 million parameters, on the CPU: 10 to 20 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config recipes/cpu.yaml --config demo/real/config.yaml
