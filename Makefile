@@ -7,8 +7,8 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
 
-demo-hacked: outputs/demo-hacked/samples.jsonl
-outputs/demo-hacked/samples.jsonl: | demo/model/config.json
+demo-hacked: outputs/demo-hacked/trainer_state.json
+outputs/demo-hacked/trainer_state.json: | demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml --rewards.answer_reward.weight 0 \
 	    --training.output_dir outputs/demo-hacked
 
