@@ -76,6 +76,8 @@ def test_the_wrapper_changes_nothing_and_leaves_the_trained_model(tiny, tmp_path
     keys = ["loss", "reward", "kl", "grad_norm", *(f"rewards/{name}/mean" for name in WEIGHTS)]
     # Rewards are logged where completions are sampled, which is every second step here.
     ours = [[log.get(key, math.nan) for key in keys] for log in history(tmp_path / "run")]
+    sampled = [log for log in history(tmp_path / "run") if "reward" in log]
+    assert len(sampled) == 2 and all(log["reward_best_of_group"] > log["reward"] for log in sampled)
     theirs = [[log.get(key, math.nan) for key in keys] for log in plain.state.log_history if "loss" in log]
     assert len(ours) == 4 and not any(map(math.isnan, ours[0]))
     for our_values, their_values in zip(ours, theirs, strict=True):  # apart from the padding that we leave out

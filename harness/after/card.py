@@ -65,6 +65,7 @@ def model_card(
         time=f"{seconds / 60:.1f} minutes on {args.world_size} x {device}",
         kl=next((log["kl"] for log in reversed(state.log_history) if log.get("kl") is not None), None),
         best=best_in_words(args, state),
+        logs=[log for log in state.log_history if "reward_best_of_group" in log],
         evaluations=[log for log in state.log_history if "eval_reward" in log],
         versions=", ".join(map(" ".join, versions().items())),
         model_id=args.hub_model_id or folder.path.absolute(),

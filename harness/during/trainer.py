@@ -3,6 +3,7 @@
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   there is no public hook to leave out padding
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
+    _calculate_rewards, _metrics         the best of each group is logged, as TRL logs the mean
     _logs                                the completions of a step, which an evaluation's would push out
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step
 """
@@ -79,6 +80,15 @@ class Trainer(GRPOTrainer):
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
             if reward.model is not None:  # on its device now, or divided over several
                 reward.model = function
+
+    def _calculate_rewards(self, *args, **kwargs):
+        """(completions, rewards), of all processes. Also logs the mean of what the best of each group scores."""
+        scores = super()._calculate_rewards(*args, **kwargs)
+        training = self.model.training
+        groups = self.num_generations if training else self.num_generations_eval
+        totals = (scores * self.reward_weights.to(scores.device)).nansum(dim=1).view(-1, groups)
+        self._metrics["train" if training else "eval"]["reward_best_of_group"].append(totals.amax(1).mean().item())
+        return scores
 
     def log(self, logs, start_time=None):
         """An evaluation's completions do not take the place of the step's in TRL's files; without any there is none."""
