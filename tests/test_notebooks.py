@@ -25,7 +25,7 @@ SETTINGS = (
     " --training.per_device_train_batch_size 8 --training.gradient_accumulation_steps 2"
 )
 """
-VERDICT = r"(learned|hacked|worse|no change): "
+VERDICT = r"(learned|not learned|lost|unclear|mixed|hacked|worse|no change): "
 SHOWN = {  # in the output of each cell
     "settings": "",
     "clone": "Cloning into 'grpo'",
