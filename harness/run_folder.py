@@ -110,7 +110,7 @@ class RunFolder:
         """
         name, found = self.state_file.name, {}
         files = [folder / name for folder in (self.path, *reversed(self.checkpoints())) if (folder / name).exists()]
-        for file in files[:2]:
+        for file in reversed(files[:2]):  # of the same step the folder's own, which is complete
             try:
                 state = json.loads(file.read_text(encoding="utf-8"))
                 found[state["global_step"]] = file, state, any("reward" in log for log in state["log_history"])

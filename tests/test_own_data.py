@@ -230,21 +230,24 @@ def test_check_without_a_gpu_shows_the_plan_and_which_gpus_it_fits(policy, capsy
 
 
 def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
-    """The CSV and the settings stand in README.md; run in a copy of the repository, on the tests' policy."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your data")[1].split("\n## ")[0]
-    table, settings = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:2]
-    (command,) = re.findall(r"^    (python train_grpo.py .*?)(?:  +#.*)?$", section, re.MULTILINE)
-    for name in ("train_grpo.py", "config.yaml", "harness", "rewards.py", "demo"):
+    """CSV, settings and reward stand in README.md; run in a copy of the repository, on the tests' policy."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your data")[1]
+    table, settings, reward = re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)[:3]
+    (command,) = re.findall(r"^    (python train_grpo.py .*? --check)\s", page, re.MULTILINE)
+    for name in ("train_grpo.py", "config.yaml", "harness"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     (tmp_path / "mydata").mkdir()
     header, *lines = table.splitlines(keepends=True)
     more = [f"question {i},answer {i}\n" for i in range(40)]  # README shows the first lines of a longer file
     (tmp_path / "mydata/q.csv").write_text("".join([header, *lines, *more]), encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(settings, encoding="utf-8")
+    mine, main = (ROOT / "rewards.py").read_text(encoding="utf-8").split("if __name__")
+    (tmp_path / "rewards.py").write_text(f"{mine}{reward}\n\nif __name__{main}", encoding="utf-8")
     words = [sys.executable, *command.split()[1:], "--model.pretrained_model_name_or_path", policy]
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"{len(lines) + 40} read" in result.stdout and "answer_reward" in result.stdout
+    assert f"{len(lines) + 40} read" in result.stdout and "1 x polite_reward" in result.stdout
+    assert "answer_reward" in result.stdout and "emoji_reward" not in result.stdout
 
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

@@ -73,7 +73,11 @@ def uninterrupted(tmp_path_factory, policy) -> Path:
     folder = tmp_path_factory.mktemp("two")
     both_ended(two([*tiny_arguments(policy, folder), *STEPS], folder), 0, 0)
     status = RunFolder(folder / "run").status()
-    assert status.pop("time") and status == {"status": "done", "exit_status": 0, "step": 6}
+    assert (
+        status.pop("time")
+        and status.pop("verdict")["line"]
+        and status == {"status": "done", "exit_status": 0, "step": 6}
+    )
     return folder / "run"
 
 
@@ -218,7 +222,11 @@ def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     assert job.wait() == 138 and (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
     status = RunFolder(tmp_path / "run").status()
-    assert status.pop("time") and status == {"status": "done", "exit_status": 0, "step": 30}
+    assert (
+        status.pop("time")
+        and status.pop("verdict")["line"]
+        and status == {"status": "done", "exit_status": 0, "step": 30}
+    )
     # A job that has failed is not queued again; nor one that is done, which has ended with 0 as here.
     slurm["PYTHON"] = str(tmp_path / "failing")
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 1

@@ -63,7 +63,7 @@ def test_lora_recipe_is_the_articles_with_a_learning_rate_that_learns():
 def test_each_recipe_takes_the_articles_step(monkeypatch):
     for name in ("number_reward", "ends_in_number_reward"):  # of examples/maths_rewards.py, for recipes/maths.yaml
         monkeypatch.setattr(rewards, name, rewards.answer_reward, raising=False)
-    for overlay in sorted((ROOT / "recipes").glob("*.yaml")):
+    for overlay in sorted(set((ROOT / "recipes").glob("*.yaml")) - {ROOT / "recipes/cpu.yaml"}):  # for another model
         settings = read_settings(["--config", str(overlay)])
         config = GRPOConfig(**{**settings.training, "bf16": False, "fp16": False, "use_cpu": True})
         assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64, overlay.name
