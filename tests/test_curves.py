@@ -92,4 +92,6 @@ def test_runs_are_compared_by_reward_against_kl_and_a_run_without_a_curve_has_no
         [[0.1, 2.8], [0.2, 2.8], [0.3, 2.8]],
         [[0.5, 1.0]],
     ]
+    draw_curves(runs, TITLES, tmp_path / "two.png", totals=False)  # of other weights
+    assert not any("total" in axes.get_title(loc="left") for axes in figures[-1].axes)
     assert [text.get_text() for text in panels["right"].get_legend().get_texts()] == ["first"]

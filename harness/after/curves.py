@@ -24,7 +24,11 @@ SMOOTH = 100  # points; with more of them a line is the running mean of a twenti
 
 
 def draw_curves(
-    runs: dict[str, list[dict[str, Any]]], titles: dict[str, str], path: Path, weights: dict[str, float] | None = None
+    runs: dict[str, list[dict[str, Any]]],
+    titles: dict[str, str],
+    path: Path,
+    weights: dict[str, float] | None = None,
+    totals: bool = True,
 ) -> None:
     """Each reward, the total, completion length and KL over the optimizer steps; a single run with its spread.
 
@@ -36,19 +40,20 @@ def draw_curves(
         titles: what each reward measures, by the name it is logged under; the panels come in this order.
         path: of the PNG.
         weights: of the rewards, to be shown.
+        totals: whether the total reward is the same sum in all runs.
     """
     weights = weights or {}
     order = {name: i for i, name in enumerate(titles)}  # a resumed run's logs have theirs by the alphabet
     names = sorted(reward_names(runs), key=lambda name: order.get(name, len(order)))
     panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
-        ("reward", "total reward (weighted)", "reward_std"),
+        *([("reward", "total reward (weighted)", "reward_std")] if totals else []),
         ("completions/mean_characters", "completion length (characters)", None),
         ("completions/mean_length", "completion length (tokens)", None),
         ("kl", "KL: distance from the untrained model (a token)", None),
     ]
     if not any("kl" in log for history in runs.values() for log in history):  # with beta 0
         panels.pop()
-    elif len(runs) > 1:
+    elif len(runs) > 1 and totals:
         panels.append((FRONTIER, "total reward against KL: what a run has paid for it", None))
     families, lacking = fonts_for("".join([*runs, *names, *titles.values()]))
     rows, alone = -(-len(panels) // 2), len(runs) == 1

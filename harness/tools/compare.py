@@ -130,7 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
     recorded = [run for run in runs if run.settings_file.exists()]
     weights = [run.weights() for run in recorded]
     same = len(recorded) == len(runs) and all(each == weights[0] for each in weights)
-    console.print(training_table(states, names, same or len(runs) == 1))
+    totals = same or len(runs) == 1
+    console.print(training_table(states, names, totals))
     samples = {str(run): [row for row in run.samples() or () if row["held_out"] and row["after"]] for run in recorded}
     console.print(*held_out_tables(samples, names, weights[0] if same else None))
     for run, rows in zip(recorded, samples.values(), strict=True):
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     if len(recorded) > 1 and (table := differences(recorded)).rows:
         console.print(table)
     if png:
-        draw_curves(histories, recorded[0].titles() if recorded else {}, png)
+        draw_curves(histories, recorded[0].titles() if recorded else {}, png, totals=totals)
         print(f"curves: {png}")
 
 
