@@ -132,7 +132,7 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
     ({"frac_reward_zero_std": 0.8}, 20, True, [], "in 80% of the groups all completions scored alike"),
     ({}, 20, True, ["a step moves 2% of the weights"], "a step moves 2% of the weights"),
     ({}, 20, True, [], "20 steps are few"),
-    ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 nats a token): learning_rate is low"),
+    ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 a token): learning_rate is low"),
     ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
     ({}, 200, True, [], ""),
 ]

@@ -178,7 +178,7 @@ def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_sl
         f"in {flat:.0%} of the groups all completions scored alike": flat > 0.5,
         **dict.fromkeys(too_slow, True),
         f"{steps} steps are few": steps < FEW_STEPS,
-        f"the policy has hardly moved (KL {kl or 0:.2g} nats a token): learning_rate is low": (kl or 1) < HARDLY,
+        f"the policy has hardly moved (KL {kl or 0:.2g} a token): learning_rate is low": (kl or 1) < HARDLY,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

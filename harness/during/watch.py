@@ -102,7 +102,7 @@ class Watch(TrainerCallback, ExportableState):
             yield "reward", f"the total reward fell {fell}, below where it began; lower learning_rate or raise beta"
         began = window(logs, "entropy", ENOUGH[0])
         if began and self._last(3, 8, lambda log: log.get("entropy") is not None and log["entropy"] < began.mean / 10):
-            fell = f"entropy fell from {began.mean:.2f} to {latest['entropy']:.2g} nats a token"
+            fell = f"entropy fell from {began.mean:.2f} to {latest['entropy']:.2g} a token"
             yield "entropy", f"{fell}: a group's answers become the same; raise temperature or beta"
         for name in self.canaries:
             if fell := fall(logs, f"rewards/{name}/mean", GIVEN_UP, batch):
