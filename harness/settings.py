@@ -135,7 +135,11 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
         if not name.startswith("--"):
             raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
         if "." not in name and name[2:] not in SECTIONS:
-            near = difflib.get_close_matches(name, [f"--{option}" for option in vars(options)], n=1)
+            from trl import GRPOConfig  # here, as it takes seconds
+
+            names = {f"--{option}": f"--{option}" for option in vars(options)}
+            names |= {f"--{key}": f"--training.{key}" for key in GRPOConfig.__dataclass_fields__}  # TRL's scripts take
+            near = [names[found] for found in difflib.get_close_matches(name, names, n=1)]
             raise UserError(f"{name}: unknown option{f', did you mean {near[0]}?' if near else ''}; fix or remove it")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")

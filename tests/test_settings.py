@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import yaml
 from conftest import ROOT
 from peft import LoraConfig
@@ -10,6 +11,7 @@ from trl import GRPOConfig
 
 import rewards
 from harness.before.check import training_arguments
+from harness.errors import UserError
 from harness.settings import read_settings
 
 ARTICLE = {
@@ -173,3 +175,13 @@ def test_a_folder_in_the_home_folder(monkeypatch):
     settings = read_settings(["--training.output_dir", "~/runs/a", "--model.pretrained_model_name_or_path", "~/model"])
     assert settings.training["output_dir"] == "/home/me/runs/a"
     assert settings.model["pretrained_model_name_or_path"] == "/home/me/model"
+
+
+def test_an_option_that_lacks_its_section_or_is_misspelt_is_told_which_one_is_meant():
+    for option, meant in (
+        ("--learning_rate", "--training.learning_rate"),
+        ("--chek", "--check"),
+        ("--resum", "--resume"),
+    ):
+        with pytest.raises(UserError, match=f"^{option}: unknown option, did you mean {meant}.; fix or remove it$"):
+            read_settings([option, "1"])
