@@ -132,7 +132,7 @@ class Plan:
         doubts += self._biased_sampling() if args.use_vllm else []
         if "TORCHELASTIC_RUN_ID" in os.environ and not {ENDS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"} & set(os.environ):
             doubts.append("this launcher kills a run 30 s after a signal; use python -m harness launch in its place")
-        if self.args.save_strategy == "no":
+        if args.save_strategy == "no":
             doubts.append("save_strategy is no: a run that is stopped has lost everything")
         return doubts
 
