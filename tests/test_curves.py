@@ -51,8 +51,9 @@ def test_texts_are_drawn_as_they_stand(drawn):
     label = axes[0].get_ylabel().replace("\n", "")
     assert label in ("答えが正しければ1点", "????????1? (install a font for it)")  # as this machine has fonts
     assert axes[1].get_ylabel() == "costs $5 or $6^{a}$" and not axes[1].yaxis.label.get_parse_math()
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()][0] == "$a$ and $b$"
-    assert not any(text.get_parse_math() for text in axes[0].get_legend().get_texts())
+    (legend,) = axes[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["$a$ and $b$", "± 1 standard deviation"]
+    assert not any(text.get_parse_math() for text in legend.get_texts())
 
 
 def test_a_machine_without_the_font_says_so(drawn, monkeypatch):
@@ -78,7 +79,7 @@ def test_a_run_that_goes_on_from_another_is_drawn_whole(drawn, tmp_path):
     assert list(line.get_xdata()) == [-7, -6, -5, -3, -2, -1, 1, 2, 3]
 
 
-def test_runs_are_compared_by_reward_against_kl_and_a_run_without_a_curve_has_no_name_there(tmp_path, monkeypatch):
+def test_runs_are_compared_by_reward_against_kl_and_named_once(tmp_path, monkeypatch):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *args, **more: figures.append(self) or save(self, *args, **more)
@@ -94,4 +95,7 @@ def test_runs_are_compared_by_reward_against_kl_and_a_run_without_a_curve_has_no
     ]
     draw_curves(runs, TITLES, tmp_path / "two.png", totals=False)  # of other weights
     assert not any("total" in axes.get_title(loc="left") for axes in figures[-1].axes)
-    assert [text.get_text() for text in panels["right"].get_legend().get_texts()] == ["first"]
+    (legend,) = figures[-1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+    colours = {name: handle.get_color() for name, handle in zip(runs, legend.legend_handles, strict=True)}
+    assert [line.get_color() for line in against.lines] == list(colours.values())

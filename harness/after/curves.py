@@ -81,11 +81,16 @@ def draw_curves(
                 axes.axvline(0.5, color="k", linewidth=0.8, linestyle=":")
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.3)
-            if any(axes.get_legend_handles_labels()[1]):
-                for text in axes.legend(fontsize=8).get_texts():
-                    text.set_parse_math(False)
         for axes in figure.axes[len(panels) :]:
             axes.remove()
+        named: dict[str, Any] = {}  # in one legend, which covers no curve
+        for axes in figure.axes:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                named.setdefault(label, handle)
+        if named:
+            place = {"loc": "outside upper left", "ncols": 4, "fontsize": 8, "frameon": False}
+            for text in figure.legend(named.values(), named.keys(), **place).get_texts():
+                text.set_parse_math(False)
         figure.savefig(png := io.BytesIO(), dpi=110)
     write_whole(path, png.getvalue())
 
