@@ -21,8 +21,8 @@ RUNS = {
         f"shorter, {rate}, 32": [f"--training.learning_rate={rate}", SHORTER]
         for rate in ("1e-6", "5e-6", "1e-5", "2e-5", "6e-4")
     },
-    "shorter, 1e-5, 64": ["--training.learning_rate=1e-5", SHORTER, "--training.per_device_train_batch_size=64"],
-    "shorter, 2e-5, 64": [SHORTER, "--training.per_device_train_batch_size=64"],
+    "shorter, 1e-5, 64": ["--training.learning_rate=1e-5", SHORTER, "--training.gradient_accumulation_steps=8"],
+    "shorter, 2e-5, 64": [SHORTER, "--training.gradient_accumulation_steps=8"],
     "shorter, 1e-5, 32, seed 1": ["--training.learning_rate=1e-5", SHORTER, "--training.seed=1"],
     "shorter, 2e-5, 32, seed 1": [SHORTER, "--training.seed=1"],
     "shorter, 1e-5, 32, no answer reward": [

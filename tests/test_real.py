@@ -20,7 +20,7 @@ MADE = (ROOT / "demo/real/model/config.json").exists()
 )
 def test_make_real_trains_with_its_settings(model, policy, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    small = "--training.max_steps 2 --training.per_device_train_batch_size 8 --training.max_completion_length 8"
+    small = "--training.max_steps 2 --training.gradient_accumulation_steps 1 --training.max_completion_length 8"
     train_grpo.main(
         ["--config", "recipes/cpu.yaml", "--config", "demo/real/config.yaml", *small.split(), "--samples.held_out", "2"]
         + ["--training.output_dir", str(tmp_path / "run"), "--model.pretrained_model_name_or_path", model or policy]
