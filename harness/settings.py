@@ -1,9 +1,10 @@
-"""Settings: config.yaml, then --config files, then --section.key values; a section is the arguments of one function."""
+"""Settings: config.yaml, --config files over it, --section.key values over these; each with its file and line."""
 
 import argparse
 import difflib
 import functools
 import os
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,8 +16,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UserError
-from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_rewards, typed_sections
-from harness.yaml_files import Loader, read_yaml
+from harness.keys import FORMATS, SECTIONS, Prompts, Samples, Typed, typed_rewards, typed_sections, upstream
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of a section `dataset` that names a file. Without index_col pandas takes the first column for an index where each line
@@ -57,9 +57,12 @@ class Settings:
         sections = {name: getattr(self, name) for name in SECTIONS}
         return sections | {"prompts": vars(self.prompts), "samples": vars(self.samples)}
 
-    def error(self, key: str, problem: str) -> UserError:
-        """`config.yaml:12: training.seed: PROBLEM`: with the place where the key, or its section, was set."""
-        return _error(self.places, key, problem)
+    def error(self, keys: str | Iterable[str], problem: str) -> UserError:
+        """`config.yaml:12: training.seed: PROBLEM`: with the place where the key, or its section, was set.
+
+        Of several keys, whose values do not go together, the latest is named.
+        """
+        return _error(self.places, keys if isinstance(keys, str) else self.latest(*keys), problem)
 
     def latest(self, *keys: str) -> str:
         """Of keys whose values do not go together the one that was set last, as the others were there before it.
@@ -71,14 +74,58 @@ class Settings:
         return keys[ranks.index(max(ranks))]
 
 
+class Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さは?, x]
+    """Reads 1e-6 as a number, where YAML 1.1 wants 1.0e-6; nor is 010 eight, or 1:30 ninety."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in kinds if not tag.endswith((":int", ":float"))]
+    for first, kinds in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+FLOAT = r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?$|[-+]?\d+[eE][-+]?\d+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(FLOAT), list("-+.0123456789"))
+
+
+def read_yaml(path: Path, file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """(content, `FILE:LINE` by dotted key) of a settings file, shown as `file`; raises UserError for what is wrong."""
+    places: dict[str, str] = {}
+
+    def note(node: yaml.Node, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
+            if name in places:
+                raise UserError(f"{place}: {name}: is set in line {places[name].split(':')[-1]} already; remove one")
+            places[name] = place
+            note(value, f"{name}.")
+
+    try:
+        note(yaml.compose(text := path.read_text(encoding="utf-8"), Loader=Loader), "")
+        content = yaml.load(text, Loader=Loader)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check the name after --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark, begin = (getattr(error, name, None) for name in ("problem_mark", "context_mark"))
+        line = f":{mark.line + 1}" if mark else ""
+        where = f", in what begins in line {begin.line + 1}" if begin and begin.line != mark.line else ""
+        hint = "is there a full-width space or colon?" if re.search(r"^\s*\u3000|[\w.-]\uff1a", text) else HINT
+        raise UserError(f"{file}{line}: not YAML: {getattr(error, 'problem', error)}{where}; {hint}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file}: not a mapping of sections; its top level takes {', '.join(SECTIONS)}")
+    return content or {}, places
+
+
+HINT = "look at this line and the one above: a space behind each colon, equal indentation, quotes around other marks"
+
+
 def read_settings(arguments: list[str] | None = None, description: str = "") -> Settings:
     """The settings of a command line: config.yaml, each --config file over it, and single values over these.
 
     A file that is marked `complete: true`, as a run's own `output_dir/config.yaml` is, takes the place of all others.
     Raises UserError for a mistake, in one line.
     """
-    options, values = _command_line(arguments, description)
-    merged, places = _merged([*_read(options.config), values])
+    options, typed = _command_line(arguments, description)
+    merged, places = _merged([*_read(options.config), typed])
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expanduser(given[section][key])
@@ -101,6 +148,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("trl", "transformers", "torch", "datasets", "peft")}
 
 
+# ---- where the values come from
+
+
 def _command_line(arguments: list[str] | None, description: str) -> tuple[argparse.Namespace, tuple[dict, dict]]:
     """(the switches and files, (content, places) of the `--section.key VALUE`s, as if they were a file)."""
     parser = argparse.ArgumentParser(
@@ -117,44 +167,37 @@ def _command_line(arguments: list[str] | None, description: str) -> tuple[argpar
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
     parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")
-    parser.add_argument("--fit", action="store_true", help="with --rehearse: try micro-batches of 1, 2, 4, ...")
-    parser.add_argument("--keep", action="store_true", help="with --rehearse: keep the figures beside output_dir")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=", ".join(map(" ".join, versions().items())))
     parser.error = _refuse
     options, rest = parser.parse_known_args(arguments)
     if options.rehearse and (options.check or options.resume):
         raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
-    for name in ("price", "fit", "keep"):
-        if getattr(options, name) and not options.rehearse:
-            raise UserError(f"--{name}: goes with --rehearse")
+    if options.price and not options.rehearse:
+        raise UserError("--price: goes with --rehearse")
     content: dict[str, Any] = {}
     places: dict[str, str] = {}
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
+        name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"{name}: not an option; write --section.key VALUE or --config FILE")
         if "." not in name and name[2:] not in SECTIONS:
-            from trl import GRPOConfig  # here, as it takes seconds
-
             names = {f"--{option}": f"--{option}" for option in vars(options)}
-            names |= {f"--{key}": f"--training.{key}" for key in GRPOConfig.__dataclass_fields__}  # TRL's scripts take
+            names |= {f"--{key.partition('.')[2]}": f"--{key}" for key in upstream()}  # as TRL's scripts take them
             near = [names[found] for found in difflib.get_close_matches(name, names, n=1)]
             raise UserError(f"{name}: unknown option{f', did you mean {near[0]}?' if near else ''}; fix or remove it")
         if not equals and not rest:
             raise UserError(f"{name[2:]}: has no value; write {name} VALUE")
-        text = value if equals else rest.pop(0)
-        value = Typed(text)
+        value: Any = Typed(text if equals else rest.pop(0))
         with suppress(yaml.YAMLError):
-            value.read = yaml.load(text, Loader=Loader)
-            value = value.read if text == "null" or text[:1] in ("[", "{") else value
+            value.read = yaml.load(str(value), Loader=Loader)
+        if value == "null" or value[:1] in ("[", "{"):
+            value = value.read
         parts = name[2:].split(".")
         if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
             parts = ["rewards", ".".join(parts[1:-1]), parts[-1]]
         places |= {".".join(parts[: i + 1]): "" for i in range(len(parts))}
-        for part in reversed(parts):
-            value = {part: value}
-        content = _laid_over(content, value)
+        content = _laid_over(content, functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value))
     return options, (content, places)
 
 
@@ -167,7 +210,7 @@ def _read(files: list[Path]) -> list[tuple[dict[str, Any], dict[str, str]]]:
     return [read_yaml(ROOT / "config.yaml", "config.yaml"), *(read_yaml(file, str(file)) for file in files)]
 
 
-def _merged(sources: Iterable[tuple[dict[str, Any], dict[str, str]]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _merged(sources: list[tuple[dict[str, Any], dict[str, str]]]) -> tuple[dict[str, Any], dict[str, str]]:
     """(content, places) of all sources, each laid over those before it."""
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -177,8 +220,7 @@ def _merged(sources: Iterable[tuple[dict[str, Any], dict[str, str]]]) -> tuple[d
         for name, value in content.items():
             if name in SECTIONS and not isinstance(value, dict) and not (name == "lora" and value is None):
                 got = f"{value}; see {name} in config.yaml" if value else "nothing; indent its keys below it"
-                problem = f"expected a mapping, got {got}"
-                raise _error(lines, name, problem)
+                raise _error(lines, name, f"expected a mapping, got {got}")
         if "dataset" in content:
             content["dataset"] = _file_as_dataset(content["dataset"])
         if "path" in content.get("dataset", {}):  # a new path replaces the whole section
