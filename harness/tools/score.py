@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from harness.errors import RewardError, UserError
 from harness.reward import Reward
-from harness.rewards_file import own_callables, parameters, reward_functions, reward_named, rewards_py, why_no_reward
+from harness.rewards_file import parameters, reward_functions, reward_named, rewards_py
 from harness.settings import reward_settings
 
 
@@ -43,9 +43,6 @@ def _rewards(files: list[Path]) -> list[Reward]:
             raise
         _note(f"{error}; every reward is scored with its own defaults")
         entries = {}
-    for name in own_callables():
-        if problem := why_no_reward(name):
-            _note(f"{name}: {problem}")
     rewards = []
     for name in dict.fromkeys([*reward_functions(), *entries]):
         settings = {key: value for key, value in entries.get(name, {}).items() if key != "weight"}
