@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import json
 import random
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 import xxhash
 from datasets import Dataset, Features, Json, List, Value
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from harness.before.messages import NoMessages, read_messages, without_filling
+from harness.before.messages import NoMessages, as_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.errors import UserError, one_line
 from harness.keys import Prompts
@@ -24,7 +23,7 @@ from harness.settings import Settings
 
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments"}
-RESERVED |= {"held_out", "prompt_length", "prompt_hash", "prompt_said"}
+RESERVED |= {"held_out", "prompt_length", "prompt_hash", "prompt_problem"}
 USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
 
 
@@ -62,53 +61,49 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
         rows = rows.remove_columns(taken)
 
-    if nothing := [name for name in rows.column_names if all(value is None for value in rows[name])]:
-        print(f"note: empty in all rows: {', '.join(nothing)}")
     feature = rows.features[prompts.column]
 
-    def add_prompts(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        kept, said = [], []
+    def add_prompts(batch: dict[str, list]) -> dict[str, list]:
+        kept, problems = [], []
         for question in batch[prompts.column]:
             try:
-                turns, changes = read_messages(without_filling(question, feature), prompts.system)
+                turns, problem = as_messages(without_filling(question, feature), prompts.system), None
             except NoMessages as error:
-                turns, changes = [], [str(error)]
+                turns, problem = [], str(error)
             kept.append([json.dumps(turn, ensure_ascii=False, default=str) for turn in turns])
-            said.append(changes)
-        messages = [[*map(Json().decode_example, turns)] for turns in kept]  # as the template sees them in training
-        asked = [conversation for conversation in messages if conversation]
-        try:
-            texts = prompt_texts(asked, tokenizer, template) if asked else []
-        except (TemplateError, ValueError) as error:  # the template's own words; several templates and no default
-            rows_asked = {number: each for number, each in zip(numbers, messages, strict=True) if each}
-            raise _refused_by_template(settings, tokenizer, rows_asked) from error
-        lengths = iter(token_counts(asked, tokenizer, template, texts) if asked else [])
-        hashes = (xxhash.xxh64_intdigest(text.encode()) >> 1 for text in texts)  # alike are what the policy sees alike
+            problems.append(problem)
+        # As the template sees them in training, and what it makes of each.
+        texts = [
+            prompt_text([*map(Json().decode_example, turns)], tokenizer, template) if turns else "" for turns in kept
+        ]
         return {
             "prompt": kept,
-            "prompt_length": [next(lengths) if conversation else 0 for conversation in messages],
-            "prompt_hash": [next(hashes) if conversation else 0 for conversation in messages],
-            "prompt_said": said,
+            "prompt_problem": problems,
+            "prompt_length": [*map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])],
+            "prompt_hash": [
+                xxhash.xxh64_intdigest(text.encode()) >> 1 for text in texts
+            ],  # the policy sees these alike
         }
 
     # As JSON: in a struct each turn would get the keys of all others, and its template would see them.
-    made = {"prompt": List(Json()), "prompt_length": Value("int64"), "prompt_hash": Value("int64")}
-    features = Features({**rows.features, **made, "prompt_said": List(Value("string"))})
-    rows = rows.map(add_prompts, batched=True, with_indices=True, features=features, desc="Chat template")
+    made = {"prompt": List(Json()), "prompt_problem": Value("string")}
+    made |= {"prompt_length": Value("int64"), "prompt_hash": Value("int64")}
+    try:
+        rows = rows.map(add_prompts, batched=True, features=Features({**rows.features, **made}), desc="Chat template")
+    except (TemplateError, ValueError) as error:
+        raise _refused_by_template(settings, tokenizer, rows, error) from error
     lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
-    empty, too_long = lengths == 0, lengths > (prompts.max_length or lengths.max())
-    said = rows["prompt_said"][:]
+    problems = rows["prompt_problem"][:]
+    empty = np.array([problem is not None for problem in problems])
+    too_long = lengths > (prompts.max_length or lengths.max())
     if empty.any():
-        first, problem = (numbers := empty.nonzero()[0].tolist())[0], said[empty.argmax()][0]
-        some = f"{', '.join(map(str, numbers[:5]))}{', ...' if len(numbers) > 5 else ''}"
-        held = f"{empty.sum()} of {len(rows):,} rows hold no question (rows {some}; row {first}{problem})"
+        numbers = empty.nonzero()[0].tolist()
+        some = f"rows {', '.join(map(str, numbers[:5]))}; row {numbers[0]}{problems[numbers[0]]}"
+        held = f"{len(numbers)} of {len(rows):,} rows hold no question ({some})"
         if empty.all() or not prompts.drop_empty:
             remedy = "fix the data, or drop these rows with prompts.drop_empty: true"
             raise settings.error("prompts.column", f"{held}; {remedy}")
         print(f"note: {held}; they are dropped, as prompts.drop_empty says")
-    changes = Counter(change for row in (~empty).nonzero()[0] for change in said[row])
-    for change, count in changes.items():
-        print(f"note: prompts.column, {count:,} of {len(rows):,} rows: {change}")
     kept = (~empty & ~too_long).nonzero()[0]
     if not len(kept):
         shortest = f"the shortest of {len(rows):,} has {lengths[~empty].min()} tokens after the chat template"
@@ -117,8 +112,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     firsts = kept[np.sort(np.unique(hashes[kept], return_index=True)[1])]  # of rows with the same question
     seed = settings.training.get("seed", GRPOConfig.seed)
     held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts) // 4))
-    known = np.isin(hashes[kept], hashes[held_out])
-    different = kept[~known]
+    different = kept[~np.isin(hashes[kept], hashes[held_out])]  # from each question that is held out
     once = np.setdiff1d(firsts, held_out)
     trained = once if prompts.drop_duplicates else different
     counts = {
@@ -127,66 +121,35 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         "held out": len(held_out),
         "empty (dropped)": int(empty.sum()),
         "too long (dropped)": int(too_long.sum()),
-        "the same as a held-out one (dropped)": int(known.sum()) - len(held_out),
+        "the same as a held-out one (dropped)": len(kept) - len(different) - len(held_out),
         f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": len(different) - len(once),
     }
-    ours = {"prompt_length", "prompt_hash", "prompt_said"} | RESERVED & {prompts.column}
-    usable = rows.remove_columns([*ours])
+    usable = rows.remove_columns([*(made.keys() - {"prompt"}), *(RESERVED & {prompts.column})])
     return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
 
 
-def prompt_texts(
-    conversations: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
-) -> list[str]:
-    """What the chat template makes of each, its generation prompt included."""
+def prompt_text(turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
+    """What the chat template makes of a conversation, its generation prompt included."""
     always = {"add_generation_prompt": True, "tokenize": False}
-    return tokenizer.apply_chat_template(conversations, **template | always)
+    return tokenizer.apply_chat_template(turns, **template | always)
 
 
-def token_counts(
-    conversations: list[list[dict[str, Any]]],
-    tokenizer: PreTrainedTokenizerBase,
-    template: dict[str, Any],
-    texts: list[str] | None = None,
-) -> list[int]:
-    """How many tokens the chat template makes of each, its generation prompt included; `texts`: what it made."""
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        made = tokenizer.apply_chat_template(conversations, **template | {"add_generation_prompt": True})
-        return [*map(len, made["input_ids"])]
-    texts = texts or prompt_texts(conversations, tokenizer, template)
-    tokenizer(texts[0], add_special_tokens=False)  # for its side effect: it resets the truncation of tokenizer.json
-    # Upstream spends half of its time on offsets and lists of ids, which nobody needs here.
-    return [*map(len, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))]
-
-
-def _refused_by_template(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: dict[int, list[dict[str, Any]]]
-) -> UserError:
-    """Which of the settings, or which row, the policy's chat template does not take, and what to do."""
-    template, name = (
-        settings.training.get("chat_template_kwargs") or {},
-        settings.model["pretrained_model_name_or_path"],
-    )
-
-    def why_not(*turns: dict[str, Any]) -> str:
+def _refused_by_template(settings: Settings, tokenizer, rows: Dataset, error: Exception) -> UserError:
+    """The first row that the policy's chat template does not take, and whether it is for a system turn."""
+    name, system = settings.model["pretrained_model_name_or_path"], settings.prompts.system
+    template = settings.training.get("chat_template_kwargs") or {}
+    for number, row in enumerate(rows):
         try:
-            return prompt_texts([list(turns)], tokenizer, template) and ""
-        except (TemplateError, ValueError) as error:
-            return one_line(error)
-
-    system, question = ({"role": role, "content": settings.prompts.system or "?"} for role in ("system", "user"))
-    alone, both = why_not(question), why_not(system, question)
-    if alone and both:
-        return settings.error("model.pretrained_model_name_or_path", f"the template of {name} does not work: {alone}")
-    if alone and not settings.prompts.system:
-        return settings.error("prompts.system", f"the template of {name} wants one ({alone}); set it")
-    if both and settings.prompts.system:
-        remedy = "remove it, or put it into the question"
-        return settings.error("prompts.system", f"the template of {name} refuses it ({both}); {remedy}")
-    number, why = next((number, why) for number, turns in rows.items() if (why := why_not(*turns)))
-    roles = ", ".join(turn["role"] for turn in rows[number])
-    problem = f"row {number}: the template of {name} refuses its turns ({roles}): {why}; fix the row, or leave it out"
-    return settings.error("prompts.column", problem)
+            turns = as_messages(row[settings.prompts.column], system)
+            prompt_text(turns, tokenizer, template)
+        except NoMessages:
+            continue
+        except (TemplateError, ValueError) as found:
+            roles = ", ".join(turn["role"] for turn in turns)
+            problem = f"row {number}: the template of {name} refuses its turns ({roles}): {one_line(found)}"
+            remedy = "remove prompts.system" if system else "set prompts.system, if it wants one"
+            return settings.error("prompts.column", f"{problem}; fix the row, or {remedy}")
+    return settings.error("model.pretrained_model_name_or_path", f"the template of {name}: {one_line(error)}")
 
 
 def _with_question_column(settings: Settings, rows: Dataset) -> tuple[Dataset, Prompts]:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import AutoTokenizer, TrainerState
 
     from harness.after.samples import complete, score
-    from harness.before.data import prompt_texts
+    from harness.before.data import prompt_text
     from harness.before.messages import as_messages
     from harness.reward import score_words
     from harness.tools.trained import load_model, quiet
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     for question in questions():
         try:
             row = {"prompt": as_messages(question, settings["prompts"].get("system"))}
-            prompt_texts([row["prompt"]], tokenizer, sampling["arguments"].chat_template_kwargs or {})
+            prompt_text(row["prompt"], tokenizer, sampling["arguments"].chat_template_kwargs or {})
         except (TemplateError, ValueError) as error:
             problem = f"the template of {folder} does not take it: {one_line(error)}"
             raise UserError(f"{question[:40]!r}: {problem}; ask something else") from error
