@@ -26,7 +26,6 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.report import Report
     from harness.before.check import check_run, training_arguments
     from harness.before.data import load_data
-    from harness.before.fit import fit
     from harness.before.machine import check_machine
     from harness.before.plan import Plan
     from harness.before.policy import load_policy, load_reward_models
@@ -42,8 +41,6 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.run_folder import RunFolder
 
     check_machine(settings)
-    if settings.options.fit:
-        return fit(settings, arguments)
     folder = RunFolder(settings.training["output_dir"])
     resume = whether_to_resume(settings, folder)
     args, lora = training_arguments(settings)

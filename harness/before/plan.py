@@ -162,7 +162,7 @@ class Plan:
         has = torch.cuda.get_device_properties(0).total_memory
         if needed < 0.9 * has:
             return [f"the GPU has {has / GB:.0f} GB"]
-        remedy = "see what fits with --rehearse --fit, or use recipes/lora.yaml"
+        remedy = "see what fits with --rehearse, or use recipes/lora.yaml"
         return [f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"]
 
 
