@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import RewardError, UserError, in_short
-from harness.rewards_file import as_annotated, columns, parameters, reward_named, title, underlying
+from harness.rewards_file import columns, parameters, reward_named, title, underlying
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
@@ -119,7 +119,7 @@ class Reward:
         takes = parameters(self.function)
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
         named = {name: value for name, value in passed.items() if takes_all or name in takes}
-        return self.function(**named, **as_annotated(self.function, self.settings))
+        return self.function(**named, **self.settings)
 
     @contextmanager
     def _failure_named(self, passed: dict[str, Any]) -> Iterator[None]:
@@ -163,6 +163,14 @@ def load_rewards(
             raise error(f"rewards.{name}", f"{problem}{value}, or set rewards.{name}: null to leave the reward out")
         rewards.append(reward)
     return rewards
+
+
+def given_up(before: float, fell: float, chance: float = 0.0) -> bool:
+    """Whether a canary has lost over a quarter of its score, 0.05 at least, and more than may be `chance`.
+
+    The one rule: of the log's warnings, of the checkpoint that recipes/best.yaml keeps, and of the verdict.
+    """
+    return fell > max(abs(before) / 4, 0.05, chance)
 
 
 def flat_groups(values: list[float | None], prompts: list) -> float | None:

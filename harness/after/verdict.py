@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.reward import given_up
+
 FEWEST = 8  # answered questions; below it an interval says nothing
 ALIKE = 0.8  # of two answers' trigrams
 FEW_STEPS = 50  # the demo needs as many for its emoji (benchmarks/README.md)
@@ -95,11 +97,6 @@ class Change:
     def __str__(self):
         return f"{self.name} {self.change}"
 
-    @property
-    def given_up(self) -> bool:
-        """Whether it is a canary that has lost over a quarter."""
-        return not self.weight and self.word == "lost" and self.change.mean < -max(abs(self.before) / 4, 0.05)
-
 
 @dataclass
 class Verdict:
@@ -146,13 +143,13 @@ def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> Verdict
         return Verdict("no change", f"no change: all {len(samples)} answers are as before", changes, total)
     before, after = map(alike, texts)
     uniform = after > before + 0.5
-    given_up = [change for change in changes if change.given_up]
+    lost = [c for c in changes if not c.weight and given_up(c.before, -c.change.mean, c.change.high - c.change.mean)]
     parts = {word: ", ".join(map(str, filter(lambda change: change.word == word, changes))) for word in OF_A_REWARD}
     parts = {word: rewards for word, rewards in parts.items() if rewards}
     moved = {change.word for change in changes if change.weight} & {"learned", "lost"}
     word = {"learned": "learned", "lost": "worse"}.get(total.word, "mixed" if moved else total.word)
     line = "; ".join(f"{each}: {parts[each]}" for each in sorted(parts, key=lambda each: each != word))
-    if word == "learned" and (uniform or given_up):
+    if word == "learned" and (uniform or lost):
         word, lost = "hacked", parts.get("lost")
         line = f"hacked: {parts.get('learned') or total} rose{f' while {lost} fell' if lost else ''}"
     elif word not in parts:
