@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.after.fonts import fonts_for, replaced
 from harness.errors import UserError
 from harness.files import write_whole
 from harness.reward import reward_means
 from harness.run_folder import RunFolder
 
 FRONTIER = "frontier"  # no key of a log: two of them against each other
+JAPANESE = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Yu Gothic", "Hiragino Sans", "TakaoPGothic")
 SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
 
 
@@ -55,7 +55,7 @@ def draw_curves(
         panels.pop()
     elif len(runs) > 1 and totals:
         panels.append((FRONTIER, "total reward against KL: what a run has paid for it", None))
-    families, lacking = fonts_for("".join([*runs, *names, *titles.values()]))
+    families = ["DejaVu Sans", *(font for font in JAPANESE if font in font_manager.get_font_names())]
     rows, alone = -(-len(panels) // 2), len(runs) == 1
     continued = any(log["step"] < 1 for history in runs.values() for log in history if "reward" in log)
     with rc_context({"font.family": families}):
@@ -63,16 +63,16 @@ def draw_curves(
         for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
             for run, history in runs.items():
                 if key == FRONTIER:
-                    _draw_frontier(axes, history, replaced(run, lacking))
+                    _draw_frontier(axes, history, run)
                     continue
                 bounds = _scored(history, {heading: 1} if heading in names else weights)
-                _draw_run(axes, history, key, spread if alone else None, bounds, replaced(run, lacking), alone)
+                _draw_run(axes, history, key, spread if alone else None, bounds, run, alone)
             if heading in titles:  # a reward's unit is what its title says first
-                unit = replaced(re.split(r"[,;:.、。]|(?<=\))", titles[heading].replace("`", ""))[0], lacking)
+                unit = re.split(r"[,;:.、。]|(?<=\))", titles[heading].replace("`", ""))[0]
                 lines = textwrap.wrap(unit, 30 if unit.isascii() else 16)[:2]
                 axes.set_ylabel("\n".join(lines), fontsize=7, parse_math=False)  # or two $ would be TeX between them
             weight = f" (weight {weights[heading]:g})" if heading in weights else ""
-            axes.set_title(replaced(heading, lacking) + weight, fontsize=10, loc="left", parse_math=False)
+            axes.set_title(heading + weight, fontsize=10, loc="left", parse_math=False)
             axes.set_xlabel(
                 "KL" if key == FRONTIER else "optimizer step" + "; up to 0 of the run that it goes on from" * continued,
                 fontsize=8,

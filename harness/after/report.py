@@ -11,7 +11,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
@@ -21,9 +20,9 @@ from trl import GRPOTrainer
 from harness.after.card import model_card
 from harness.after.curves import draw_curves, earlier_logs
 from harness.after.samples import ask, rows_to_ask
-from harness.after.verdict import FEWEST, Verdict, interval, likely_reason, verdict
+from harness.after.verdict import Verdict, likely_reason, verdict
 from harness.before.plan import Plan
-from harness.during.watch import GIVEN_UP, TOTAL_FALL, Watch, best_in_words
+from harness.during.watch import Watch, best_in_words
 from harness.errors import RunError, one_line
 from harness.files import write_whole
 from harness.reward import score_words
@@ -147,7 +146,7 @@ class Report(TrainerCallback, ExportableState):
             f"compare it:  {tool} compare {folder}",
             f"{'then go on: ' if self.settings.lora else 'go on:      '} {start} {script} --config {settings} "
             f"--model.pretrained_model_name_or_path {model} --training.output_dir {more}",
-            *(f"warning: {warning}" for warning in self._warnings()),
+            *(f"warning: {warning}" for warning in self.watch.warnings.values()),
             self._verdict().line,
         ]
 
@@ -158,13 +157,6 @@ class Report(TrainerCallback, ExportableState):
             reason = likely_reason(state.log_history, state.global_step, moved, self.plan.too_slow)
             found.line += f"; likely because {reason}" if reason else ""
         return found
-
-    def _warnings(self) -> list[str]:
-        """The log's, without those of a fall that the held-out answers refute."""
-        weights = {reward.logged: reward.weight for reward in self.rewards}
-        falls = {"reward": (weights, TOTAL_FALL)} | {f"rewards/{name}": ({name: 1}, GIVEN_UP) for name in weights}
-        found, samples = self.watch.warnings.items(), self.samples()
-        return [words for cause, words in found if cause not in falls or not refuted(samples, *falls[cause])]
 
     def _shown(self) -> list[dict[str, Any]]:
         """The questions of the settings, and the first of those held out."""
@@ -191,7 +183,7 @@ class Report(TrainerCallback, ExportableState):
             status = f"**{found.line}** ({asked} held-out questions, before and after; 95% intervals)"
         if self.watch.failure:
             status = f"**Failed: {self.watch.failure}.** {status}"
-        warnings = self._warnings()
+        warnings = [*self.watch.warnings.values()]
         card = model_card(self.trainer, self.plan, self.folder, self._shown(), warnings, self.seconds, status, found)
         write_whole(self.folder.card, str(card))
 
@@ -199,13 +191,3 @@ class Report(TrainerCallback, ExportableState):
 def pause(drawing: float) -> float:
     """Seconds to the next drawing, by those of the last: 0.5% of the time, more for a picture a minute, at most 5%."""
     return max(20 * drawing, min(200 * drawing, 60))
-
-
-def refuted(samples: list[dict[str, Any]], weights: dict[str, float], share: float) -> bool:
-    """Whether the held-out answers lost less than a `share` of their weighted sum, even at its interval's low end."""
-    asked = [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
-    before, after = (
-        np.array([sum(w * (sample[side]["rewards"][name] or 0) for name, w in weights.items()) for sample in asked])
-        for side in ("before", "after")
-    )
-    return len(asked) >= FEWEST and interval(after - before, [before, after]).low >= -share * abs(before.mean())

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, GenerationConfig, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
-from harness.before.data import prompt_texts
+from harness.before.data import prompt_text
 from harness.before.messages import as_messages
 from harness.before.miniature import try_a_step
 from harness.before.plan import Plan
@@ -25,8 +26,6 @@ from harness.errors import RewardError, UserError, one_line
 from harness.processes import first_decides
 from harness.run_folder import RunFolder
 from harness.settings import Settings
-
-GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses; watch.py makes it
 
 
 def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
@@ -133,8 +132,8 @@ def check_lengths(plan: Plan) -> None:
         raise settings.error("samples.questions", "one of them is empty; write a question, or remove it")
     for question in settings.samples.questions:  # the data's own system turns may hide what these lack
         try:
-            asked = [as_messages(question, settings.prompts.system)]
-            prompt_texts(asked, plan.policy.tokenizer, args.chat_template_kwargs or {})
+            asked = as_messages(question, settings.prompts.system)
+            prompt_text(asked, plan.policy.tokenizer, args.chat_template_kwargs or {})
         except (TemplateError, ValueError) as error:
             name, system = settings.model["pretrained_model_name_or_path"], settings.prompts.system
             remedy = "remove prompts.system" if system else "set prompts.system, if it wants a system turn"
@@ -143,7 +142,7 @@ def check_lengths(plan: Plan) -> None:
     if args.save_strategy == "best" and not args.metric_for_best_model:
         problem = "best by what? set training.metric_for_best_model, as recipes/best.yaml does"
         raise settings.error("training.save_strategy", problem)
-    metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
+    metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), "reward_while_canaries_hold"]
     if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in metrics:
         key, reward = "training.metric_for_best_model", metric.removeprefix("eval_").split("/")[1:2]
         problem = f"{metric!r} is no metric of the rewards; choose one of {', '.join(metrics)}"
@@ -199,28 +198,16 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
 
 
 def _built(settings: Settings, section: str, kind: type, values: dict[str, Any]) -> Any:
+    """`kind` of the values of a section; raises UserError with the key that was set last of those that it is about."""
     try:
         return kind(**values)
     except Exception as error:  # ValueError, TypeError, ImportError: all about a value of the section
-        message = one_line(error).rstrip(".")
-        cured, involved = [], []
-        for key in (key for key in values if f"{section}.{key}" in settings.places):
-            try:
-                kind(**{name: value for name, value in values.items() if name != key})
-                cured.append(key)
-            except Exception as other:  # the same check with other values: the key is one of those that it is about
-                same = one_line(other)[:20] == message[:20] and one_line(other).rstrip(".") != message
-                involved += [key] if same else []
-        named = sorted((key for key in values if key in message), key=message.find)
-        named += [key for key, value in values.items() if isinstance(value, str) and message.startswith(value)]
-        keys = [key for key in dict.fromkeys([*cured, *involved] or named) if f"{section}.{key}" in settings.places]
-        if not keys:
-            raise UserError(f"{section}: {message}; fix the value") from error
-        blamed = settings.latest(*(f"{section}.{key}" for key in keys))
-        others = [
-            f"{key}: {values[key]} ({settings.places[f'{section}.{key}'] or 'command line'})"
-            for key in keys
-            if f"{section}.{key}" != blamed
-        ]
-        beside = f"; beside it stand {', '.join(others)}" if others and (cured or involved) else ""
-        raise settings.error(blamed, f"{message}; fix the value{beside}") from error
+        given = [key for key in values if f"{section}.{key}" in settings.places]
+        about = []
+        for key in given:
+            with suppress(Exception):
+                about += [key] if kind(**{name: values[name] for name in values if name != key}) else []
+        about += [key for key in given if key in str(error) or str(error).startswith(f"{values[key]} ")]
+        if not about:
+            raise UserError(f"{section}: {one_line(error)}; fix the value") from error
+        raise settings.error(settings.latest(*(f"{section}.{key}" for key in about)), one_line(error)) from error
