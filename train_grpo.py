@@ -10,7 +10,7 @@ python train_grpo.py --resume                          # go on where a stopped r
 import os
 import sys
 
-from harness.tools.end import exit_status, go_offline_without_network
+from harness.end import exit_status, go_offline_without_network
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,7 +62,7 @@ def rehearsed(row: list[str], folder: str, cap_gb: float | None) -> dict:
         here += ["--training.use_cpu", "true", "--training.bf16", "false", "--training.fp16", "false"]
         here += ["--model.dtype", "float32"]
     cap = f"import torch; torch.cuda.set_per_process_memory_fraction({cap_gb}e9 / torch.cuda.mem_get_info()[1]); "
-    main = "import sys, train_grpo; from harness.tools.end import exit_status; sys.exit(exit_status(train_grpo.main))"
+    main = "import sys, train_grpo; from harness.end import exit_status; sys.exit(exit_status(train_grpo.main))"
     code = f"{cap if cap_gb else ''}{main}"
     command = [sys.executable, "-c", code, *row, *here]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 
 from harness.errors import UserError
-from harness.tools.end import exit_status, go_offline_without_network
+from harness.end import exit_status, go_offline_without_network
 
 TOOLS = ("chat", "compare", "read", "merge", "launch")
 

@@ -1,10 +1,12 @@
 """Errors: how a run ends before its time, each with one line that says what is wrong, where, and what to do."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 from typing import Any
 
-# What PyTorch says on a GPU: by its own OutOfMemoryError, or by a library that found no room for its workspace.
-GPU_IS_FULL = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What PyTorch says, on a GPU also by a library that found no room for its workspace; and Python.
+NO_MEMORY = ("out of memory", "OutOfMemoryError", "_STATUS_ALLOC_FAILED", "can't allocate memory", "MemoryError")
 SMALLER = "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps"
 
 
@@ -41,9 +43,10 @@ class Stopped(Ending, KeyboardInterrupt):
         return f"stopped by {signal.Signals(self.number).name}: {self}"
 
 
-def one_line(text: Any) -> str:
-    """Without line breaks, and at most 300 characters of it."""
-    return " ".join(str(text).split())[:300]
+def one_line(text: Any, most: int = 300) -> str:
+    """Without line breaks, and at most so many characters of it."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def in_short(error: BaseException) -> str:
@@ -51,7 +54,13 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether a GPU or the machine had too little memory, by the words of PyTorch and of ours."""
-    words = ("out of GPU memory", "out of memory", "can't allocate memory", "MemoryError")
-    return any(each in f"{type(error).__name__}: {error}" for each in words)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`, did you mean NAME?`, with the nearest of the known names; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had too little memory."""
+    said = in_short(error)
+    return any(words in said for words in NO_MEMORY)

@@ -4,9 +4,12 @@
 """
 
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +58,20 @@ def first_decides(call: Callable[[], Any]) -> Any:
     if outcome[1]:
         raise outcome[1]
     return outcome[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers', and no package says anything but errors."""
+    from transformers.utils import logging as upstream  # here, as it takes seconds
+
+    shown = upstream.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    upstream.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        if shown:
+            upstream.enable_progress_bar()

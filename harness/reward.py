@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -189,6 +189,16 @@ def logged_name(name: str) -> str:
     return name.split("/")[-1]
 
 
+def short(name: str) -> str:
+    """`emoji_reward` as `emoji`."""
+    return name.removesuffix("_reward")
+
+
+def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float:
+    """The weighted sum of scores; a reward that does not apply counts as 0, as TRL counts it."""
+    return sum(weight * (scores.get(name) or 0) for name, weight in weights.items())
+
+
 def reward_means(log: dict[str, float]) -> dict[str, float]:
     """The mean of each reward in one log of TRL's, by the name that it is logged under."""
     return {key.split("/")[1]: log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")}
@@ -196,8 +206,8 @@ def reward_means(log: dict[str, float]) -> dict[str, float]:
 
 def score_words(scores: dict[str, float | None], between: str = ", ") -> str:
     """`emoji 4.00, length 0.74, answer –`"""
-    words = {name.removesuffix("_reward"): "–" if score is None else f"{score:.2f}" for name, score in scores.items()}
-    return between.join(f"{name} {score}" for name, score in words.items())
+    words = ["–" if score is None else f"{score:.2f}" for score in scores.values()]
+    return between.join(f"{short(name)} {word}" for name, word in zip(scores, words, strict=True))
 
 
 def _one_number_each(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:

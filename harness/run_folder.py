@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from harness.errors import GPU_IS_FULL, SMALLER, RunError, Stopped, UserError, one_line
+from harness.errors import SMALLER, RunError, Stopped, UserError, one_line, out_of_memory
 from harness.files import fault, write_whole
 from harness.processes import failed_elsewhere, first_decides, rank
 from harness.reward import logged_name
@@ -204,8 +204,8 @@ class RunFolder:
             traceback.print_exc()
             where = f"no traceback in {log}: {problem.strerror}"
         words = one_line(error) or type(error).__name__
-        if type(error).__name__ == "OutOfMemoryError" or any(full in words for full in GPU_IS_FULL):
-            words = f"out of GPU memory ({words[:120]}); {SMALLER}"
+        if out_of_memory(error):
+            words = f"out of memory ({one_line(error, 120)}); {SMALLER}"
         return f"{words} ({where})"
 
     # ---- checkpoints

@@ -32,7 +32,7 @@ import harness.after.report
 import harness.before.check
 import rewards
 import train_grpo
-from harness.tools.end import exit_status
+from harness.end import exit_status
 
 PHASES = {
     "generate": (GRPOTrainer, "_generate_and_score_completions"),

@@ -119,7 +119,7 @@ def _child(program, arguments, fault, variables, outputs, terminal, disk) -> Non
     import harness.after.report
     import harness.tools.launch
     import train_grpo
-    from harness.tools.end import exit_status
+    from harness.end import exit_status
 
     harness.after.report.draw_curves = lambda *_: None
     sys.argv = [f"{program}.py", *arguments]

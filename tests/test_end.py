@@ -31,6 +31,6 @@ def test_missing_packages_are_one_line_with_the_command_that_installs_them(tmp_p
 
 
 def test_a_module_that_is_missing_though_all_packages_are_there_is_no_users_mistake():
-    code = "from harness.tools.end import exit_status\nexit_status(lambda: __import__('not_there'))"
+    code = "from harness.end import exit_status\nexit_status(lambda: __import__('not_there'))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" in result.stderr and result.stderr.endswith("ModuleNotFoundError: No module named 'not_there'\n")

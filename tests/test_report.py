@@ -141,7 +141,7 @@ def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(run, t
 TWICE = """
 import sys
 import train_grpo, harness.after.report
-from harness.tools.end import exit_status
+from harness.end import exit_status
 harness.after.report.draw_curves = lambda *_: None
 sys.exit(exit_status(lambda: [train_grpo.main(sys.argv[1:] + more) for more in (["--rehearse", "--keep"], [])]))
 """

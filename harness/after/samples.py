@@ -19,6 +19,11 @@ def rows_to_ask(questions: list[str], system: str | None, held_out: Dataset) -> 
     return [{"prompt": prompt, "held_out": False} for prompt in asked] + [{**row, "held_out": True} for row in held_out]
 
 
+def answered(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the lines of samples.jsonl those on which a verdict rests: held out, and answered before and after."""
+    return [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
+
+
 def ask(trainer: GRPOTrainer, rewards: list[Reward], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each row one `completion`, sampled as in training and with its seed, and its score by each of the `rewards`.
 

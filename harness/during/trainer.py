@@ -8,8 +8,7 @@ These private names of upstream's trainers are used here and nowhere else; tests
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from shlex import quote
@@ -17,11 +16,11 @@ from shlex import quote
 import torch
 from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.during.padding import by_length, positions_are_relative, without_padding
 from harness.errors import RunError, in_short
+from harness.processes import quiet
 from harness.reward import Reward
 from harness.rewards_file import parameters
 
@@ -53,17 +52,6 @@ def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
         left -= set(reward.kept)
 
 
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()
-
-
 class Trainer(GRPOTrainer):
     def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
         # Not when `args` are made: only the data tell which rewards there are.
@@ -71,7 +59,7 @@ class Trainer(GRPOTrainer):
         if args.log_completions:
             keep_columns(rewards, others["train_dataset"].column_names)
         functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
-        with _without_bars():  # the reference model's weights are the policy's, whose bar has been seen
+        with quiet():  # the reference model's weights are the policy's, whose bar has been seen
             super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
         if args.num_completions_to_print is None:
             self.num_completions_to_print = 0  # TRL's default is all of them at each log

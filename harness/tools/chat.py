@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.samples import complete, score
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
+    from harness.processes import quiet
     from harness.reward import score_words
-    from harness.tools.trained import load_model, quiet
+    from harness.tools.trained import load_model
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder.path)

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{folder}: no LoRA run, so there is nothing to merge; it opens with from_pretrained as it is")
     if output.exists():
         raise UserError(f"{output}: is there already, and is never overwritten; choose another folder with -o")
-    from harness.tools.trained import quiet
+    from harness.processes import quiet
 
     with quiet():
         dtype, off = merge(settings, folder, output)

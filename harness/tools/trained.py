@@ -1,34 +1,16 @@
 """Trained: a finished run's models, loaded again by chat and merge from what its folder says of itself."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from harness.before.policy import loading_problem
 from harness.errors import UserError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, and no package says anything but errors."""
-    logging.disable(logging.WARNING)
-    disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        enable_progress_bar()
 
 
 def load_model(section: dict[str, Any], folder: Path | None = None) -> PreTrainedModel | PeftModel:

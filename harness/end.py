@@ -68,7 +68,7 @@ def exit_status(
 
 def how_to_install() -> str | None:
     """What to do where a package of requirements.txt is missing; None where none is."""
-    requirements = Path(__file__).resolve().parents[2] / "requirements.txt"
+    requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
     pins = [line for line in requirements.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"]
     try:
         for name in (pin.partition("==")[0] for pin in pins):
