@@ -21,30 +21,37 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def seal(checkpoint: Path) -> None:
     """Write the manifest of `checkpoint`: the size and SHA-256 of every file."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    sealed = {str(p.relative_to(checkpoint)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    sealed = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            sealed[str(path.relative_to(checkpoint))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     write_whole(checkpoint / MANIFEST, json.dumps(sealed, indent=1))
 
 
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None where every file is as it was sealed."""
     try:
-        entries = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        sealed = [(name, entry["bytes"], entry["sha256"]) for name, entry in entries.items()]
+        sealed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in sealed.items():
+            problem = _changed(checkpoint / name, entry["bytes"], entry["sha256"])
+            if problem:
+                return f"{name} {problem}"
     except FileNotFoundError:
         return "it has no manifest: it was not finished"
     except (ValueError, AttributeError, TypeError, KeyError):
         return f"{MANIFEST} is damaged"
-    for name, size, digest in sealed:
-        path = checkpoint / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-        if _sha256(path) != digest:
-            return f"{name} has changed since it was saved"
-    if not any(name.startswith(("optimizer", "global_step")) for name in entries):  # DeepSpeed's is in global_step*
+    if not any(name.startswith(("optimizer", "global_step")) for name in sealed):  # DeepSpeed's is in global_step*
         return "it has no optimizer state (training.save_only_model)"
+    return None
+
+
+def _changed(path: Path, size: int, digest: str) -> str | None:
+    if not path.exists():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size:,} bytes instead of {size:,}"
+    if _sha256(path) != digest:
+        return "has changed since it was saved"
     return None
 
 

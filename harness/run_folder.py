@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from harness.errors import SMALLER, RunError, Stopped, UserError, one_line, out_of_memory
+from harness.errors import SMALLER, RunError, Stopped, UserError, in_short, one_line, out_of_memory
 from harness.files import fault, write_whole
 from harness.processes import failed_elsewhere, first_decides, rank
 from harness.reward import logged_name
@@ -53,13 +53,11 @@ class RunFolder:
         try:
             sections = yaml.safe_load(self.settings_file.read_text(encoding="utf-8"))
         except OSError as error:
-            problem = "no run (no config.yaml); name an output_dir that was trained into"
-            raise UserError(f"{self}: {problem}") from error
-        except (ValueError, yaml.YAMLError):
-            sections = None
+            raise UserError(f"{self}: no run (no config.yaml)") from error
+        except (ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{self.settings_file}: damaged: {one_line(error)}") from error
         if not isinstance(sections, dict) or not isinstance(sections.get("rewards"), dict):
-            problem = "its config.yaml is damaged; save there what --print_config prints with the run's settings"
-            raise UserError(f"{self}: {problem}")
+            raise UserError(f"{self.settings_file}: damaged: it has no section rewards")
         sections.pop("complete", None)
         return sections
 
@@ -108,46 +106,43 @@ class RunFolder:
         A run that is stopped half-way has it in its checkpoints only; of a run that is extended, the folder has that of
         its first end until its second.
         """
-        name, found = self.state_file.name, {}
-        files = [folder / name for folder in (self.path, *reversed(self.checkpoints())) if (folder / name).exists()]
-        for file in reversed(files[:2]):  # of the same step the folder's own, which is complete
-            try:
-                state = json.loads(file.read_text(encoding="utf-8"))
-                found[state["global_step"]] = file, state, any("reward" in log for log in state["log_history"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}: not readable ({error}); the file is damaged, name another run") from error
-        if not found:
-            problem = "holds no run (no trainer_state.json); name an output_dir that was trained into"
-            raise UserError(f"{self}: {problem}")
-        file, state, logged = found[max(found)]
-        if not logged:
-            raise UserError(f"{file}: no reward was logged; train for at least logging_steps steps")
-        return state
+        places = [self.path, *reversed(self.checkpoints())]  # of the same step the folder's own, which is complete
+        files = [place / self.state_file.name for place in places]
+        newest: dict[str, Any] = {}
+        for file in [file for file in files if file.exists()][:2]:
+            state = _read_state(file)
+            if not newest or state["global_step"] > newest["global_step"]:
+                newest = state
+        if not newest:
+            raise UserError(f"{self}: holds no run (no trainer_state.json)")
+        if not any("reward" in log for log in newest["log_history"]):
+            raise UserError(f"{self}: no reward was logged; train for at least logging_steps steps")
+        return newest
 
     # ---- while a run goes on: its lock, and how it stands
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold its lock, which dies with the process, and write how it ends; raises UserError where it is in use."""
-        lock, holder = FileLock(self.path / "_lock"), self.path / "_lock_holder"
-
-        def take() -> None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except (Timeout, OSError) as error:
-                in_use = isinstance(error, Timeout)
-                by = f"in use by another run ({holder.read_text()})" if in_use else f"not to be locked: {error}"
-                remedy = "wait for it, stop it, or choose another"
-                raise UserError(f"training.output_dir: {self} is {by}; {remedy}") from None
-            holder.write_text(f"process {os.getpid()} on {platform.node()}")
-
-        first_decides(take)
+        lock = FileLock(self.path / "_lock")
+        first_decides(lambda: self._take(lock))
         try:
             with self._status_written():
                 yield
         finally:
             lock.release()
+
+    def _take(self, lock: FileLock) -> None:
+        holder = self.path / "_lock_holder"
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            problem = f"is in use by another run ({holder.read_text()})"
+            raise UserError(f"training.output_dir: {self} {problem}; wait for it, stop it, or choose another") from None
+        except OSError as error:
+            raise UserError(f"training.output_dir: {self} cannot be locked: {error}") from None
+        holder.write_text(f"process {os.getpid()} on {platform.node()}")
 
     def status(self) -> dict[str, Any]:
         """What write_status has written; {} where there is nothing, or something else."""
@@ -172,25 +167,25 @@ class RunFolder:
 
         Of several processes rank 0 writes it; where harness.tools.launch started them, the first that fails instead.
         """
-        ended: tuple[str, int] = ("failed", 1)
+        status, exit_status = "failed", 1
         try:
             if rank() == 0:
                 self.write_status("running", verdict=None)  # that of an earlier run in this folder
             yield
-            ended = ("done", 0)
+            status, exit_status = "done", 0
         except Stopped as stopped:
-            ended = ("stopped", 128 + stopped.number)
+            status, exit_status = "stopped", 128 + stopped.number
             raise
         except UserError:
-            ended = ("failed", 2)
+            exit_status = 2
             raise
         except RunError:
             raise
         except Exception as error:
             raise RunError(self._with_traceback(error)) from error
         finally:
-            if (rank() == 0 or ended[0] == "failed") and not failed_elsewhere():
-                self.write_status(*ended)
+            if (rank() == 0 or status == "failed") and not failed_elsewhere():
+                self.write_status(status, exit_status)
 
     def _with_traceback(self, error: Exception) -> str:
         """What to tell the user, and where the traceback is."""
@@ -203,10 +198,9 @@ class RunFolder:
         except OSError as problem:  # a full disk, for example: print the traceback instead
             traceback.print_exc()
             where = f"no traceback in {log}: {problem.strerror}"
-        words = one_line(error) or type(error).__name__
         if out_of_memory(error):
-            words = f"out of memory ({one_line(error, 120)}); {SMALLER}"
-        return f"{words} ({where})"
+            return f"out of memory ({one_line(error, 120)}); {SMALLER} ({where})"
+        return f"{one_line(error) or type(error).__name__} ({where})"
 
     # ---- checkpoints
 
@@ -221,24 +215,43 @@ class RunFolder:
     def newest_complete(self) -> Path | None:
         """The newest checkpoint without a fault, or None; newer ones that have one are named and set aside."""
         for checkpoint in reversed(self.checkpoints()):
-            if (problem := fault(checkpoint)) is None:
+            problem = fault(checkpoint)
+            if problem is None:
                 return checkpoint
-            names = (checkpoint.with_name(f"_set-aside-{i}-{checkpoint.name}") for i in itertools.count(1))
-            aside = next(name for name in names if not name.exists())
-            checkpoint.rename(aside)
+            aside = self._set_aside(checkpoint)
             print(f"warning: {checkpoint.name} is not used: {problem}; set aside as {aside.name}", flush=True)
         return None
+
+    def _set_aside(self, checkpoint: Path) -> Path:
+        for number in itertools.count(1):
+            aside = checkpoint.with_name(f"_set-aside-{number}-{checkpoint.name}")
+            if not aside.exists():
+                return checkpoint.rename(aside)
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return state | {"global_step": int(state["global_step"]), "log_history": list(state["log_history"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged: {in_short(error)}") from error
 
 
 def difference(old: str, new: str) -> str:
     """The first lines of a unified diff, in one line."""
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
     changed = [line for line in lines if line[1:].strip() and not line.startswith("@@")]
-    return " | ".join(changed[:4]) + (f" | ... {len(changed) - 4} more lines" if len(changed) > 4 else "")
+    shown = changed[:4]
+    if len(changed) > 4:
+        shown.append(f"... {len(changed) - 4} more lines")
+    return " | ".join(shown)
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Settings by dotted key."""
     if not isinstance(settings, dict) or not settings:
         return {prefix.removesuffix("."): settings}
-    return {key: value for name, part in settings.items() for key, value in flat(part, f"{prefix}{name}.").items()}
+    found = {}
+    for name, part in settings.items():
+        found |= flat(part, f"{prefix}{name}.")
+    return found

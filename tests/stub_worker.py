@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from harness.end import exit_status
 from harness.errors import RunError, Stopped, UserError
 from harness.processes import failed_elsewhere, rank
-from harness.end import exit_status
 
 
 def main() -> None:

@@ -1,43 +1,55 @@
-"""The house: imports go one way, in the order of CONTRIBUTING.md, and every file can be read in one sitting."""
+"""The house: imports go one way, in the order of CONTRIBUTING.md; it stays thin, and clear enough to be read aloud."""
 
 import ast
+import io
+import tokenize
 
 from conftest import ROOT
 
-ORDER = [
-    *["errors", "files", "processes", "rewards_file", "reward", "keys", "yaml_files", "settings", "run_folder"],
-    *[
-        f"before.{name}"
-        for name in (
-            "policy",
-            "text_files",
-            "kept_rows",
-            "read_rows",
-            "messages",
-            "data",
-            "footprint",
-            "plan",
-            "resume",
-            "machine",
-            "weights",
-            "miniature",
-            "check",
-            "forecast",
-            "clock",
-            "rehearse",
-            "fit",
-        )
-    ],
-    *[f"during.{name}" for name in ("padding", "trainer", "stop", "checkpoints", "windows", "watch", "progress")],
-    *[f"after.{name}" for name in ("samples", "verdict", "fonts", "curves", "card", "report")],
-    *[f"tools.{name}" for name in ("end", "score", "trained", "chat", "compare", "merge", "read", "launch")],
-    "__main__",
-]
+ORDER = """
+    errors files processes rewards_file reward keys settings run_folder
+    before.policy before.text_files before.read_rows before.messages before.data before.footprint before.plan
+    before.resume before.machine before.miniature before.check before.rehearse
+    during.padding during.trainer during.stop during.checkpoints during.watch during.progress end
+    after.samples after.verdict after.curves after.card after.report
+    tools.score tools.trained tools.chat tools.compare tools.merge tools.read tools.launch __main__
+""".split()
 FILES = {
     ".".join(file.relative_to(ROOT / "harness").with_suffix("").parts): file.read_text(encoding="utf-8")
     for file in (ROOT / "harness").rglob("*.py")
     if file.stem != "__init__"
 }
+ALL = {**FILES, "train_grpo": (ROOT / "train_grpo.py").read_text(encoding="utf-8")}
+NODES = 34_000  # syntax nodes, contexts aside; TRL's GRPO trainer with its config has 14,700, nanochat 24,200
+NODES_A_LINE = 7.5  # of code: without blank lines, comments and docstrings; nanochat has 6.2
+NO_CODE = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT),
+    *(tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING),
+}
+
+
+def nodes(text: str) -> int:
+    return sum(not isinstance(node, ast.expr_context) for node in ast.walk(ast.parse(text)))
+
+
+def lines_of_code(text: str) -> int:
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if has_docstring and ast.get_docstring(node, clean=False) is not None:
+            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(code)
+
+
+def test_the_house_is_thin_and_clear():
+    whole = sum(map(nodes, ALL.values()))
+    assert whole <= NODES
+    assert whole / sum(map(lines_of_code, ALL.values())) <= NODES_A_LINE
+    assert len(ALL) <= 42
+    assert [name for name, text in ALL.items() if len(text.splitlines()) > 450] == []
 
 
 def test_imports_go_one_way():
@@ -59,7 +71,3 @@ def test_importing_the_house_runs_no_code_of_the_users():
         if isinstance(node, ast.Import | ast.ImportFrom) and "rewards" in ast.unparse(node).split()
     ]
     assert imports == []
-
-
-def test_no_file_is_long():
-    assert [name for name, text in FILES.items() if len(text.splitlines()) > 250] == []

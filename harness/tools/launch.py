@@ -101,13 +101,15 @@ def exit_like_the_first(ends: dict[int, dict], failures: dict[int, ProcessFailur
         failures: by rank, in the order in which torch noticed them.
         signalled: the signal that this launcher got.
     """
-    rank = next(iter(failures), None)
-    failed = sorted((end for end in ends.values() if end["status"]), key=lambda end: end["time"])
-    if rank is not None and failures[rank].exitcode < 0 and rank not in ends:
-        raise RunError(f"process {rank} was killed by {failures[rank].signal_name()}; {IF_SAVED}")
+    for rank, failure in list(failures.items())[:1]:
+        if failure.exitcode < 0 and rank not in ends:
+            raise RunError(f"process {rank} was killed by {failure.signal_name()}; {IF_SAVED}")
+    failed = [end for end in ends.values() if end["status"]]
     if failed:
-        print(failed[0]["line"], end="\n" if failed[0]["line"] else "", file=sys.stderr)
-        sys.exit(failed[0]["status"])
+        first = min(failed, key=lambda end: end["time"])
+        if first["line"]:
+            print(first["line"], file=sys.stderr)
+        sys.exit(first["status"])
     if signalled and not ends:
         raise Stopped(signalled, IF_SAVED)
     if failures or not ends:
