@@ -7,7 +7,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
-import httpx2
 import pytest
 from conftest import ROOT
 
@@ -30,7 +29,7 @@ class Judge(ThreadingHTTPServer):
         self.asked, self.at_once, self.most_at_once, self.lock = 0, 0, 0, threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, *_):
         """A client that is hung up on is no news."""
 
 
@@ -81,34 +80,28 @@ def test_64_completions_are_asked_about_at_once(judge):
     assert judge.most_at_once > 32
 
 
-def test_a_row_that_the_judge_refuses_is_left_out(judge):
+def test_a_row_that_the_judge_refuses_is_left_out_and_one_that_it_dropped_is_asked_again(judge):
     assert asked_about(judge, ["abc", "refused"]) == [0.03, None]
-
-
-def test_a_judge_that_recovers_is_asked_again(judge):
-    judge.fails = 3
+    judge.asked, judge.fails = 0, 3
     assert asked_about(judge, ["abc"]) == [0.03] and judge.asked == 4
 
 
-def test_a_judge_that_is_gone_ends_with_what_to_do(judge):
+def test_a_judge_that_is_gone_or_too_slow_ends_with_what_to_do(judge):
     judge.down = True
-    with pytest.raises(RewardError, match="judge_reward: raised .*goes on with --resume"):
+    with pytest.raises(RewardError, match="judge_reward: raised .*--resume"):
         asked_about(judge, ["abc"])
     assert judge.asked == 4
-
-
-def test_a_time_out_counts_as_a_lost_connection(judge):
-    judge.delay = 0.6
+    judge.down, judge.delay = False, 0.6
     with pytest.raises(RewardError, match="raised ReadTimeout"):
         asked_about(judge, ["abc"], seconds=0.2)
-    assert judge.asked == 4 and issubclass(httpx2.ReadTimeout, httpx2.TransportError)
+    assert judge.asked == 8
 
 
 def test_a_run_whose_judge_goes_is_resumed_exactly_from_its_newest_checkpoint(judge, tiny, tmp_path):
     arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
     arguments += ["--rewards.judge_reward.weight", "1", "--rewards.judge_reward.server", judge.url]
     judge.dies_after = 2 + (3 + 64) + 16 + 8  # the check, the samples, one generation batch, half of the second
-    with pytest.raises(RunError, match="judge_reward: raised .*goes on with --resume"):
+    with pytest.raises(RunError, match="judge_reward: raised .*--resume"):
         train_grpo.main(arguments)
     assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-4"
     judge.dies_after, judge.down = None, False
