@@ -12,62 +12,42 @@ import rewards
 ROOT = Path(__file__).parent.parent
 
 
-def test_emoji_reward():
-    rows = [
-        ("", 0),
-        ("#1 * 2 = 2, 0-9", 0),  # digits, # and * start keycaps, but are no emoji by themselves
-        ("😊", 1),
-        ("1️⃣", 1),  # a keycap is three code points
-        ("👨‍👩‍👧‍👦", 1),  # a family is four people joined by ZWJ
-        ("🇯🇵", 1),  # a flag is two letters
-        ("👍🏽", 1),  # a skin tone is a modifier
-        ("❤️", 1),  # a heart with its variation selector
-        ("☆★♪", 0),  # symbols that Japanese texts like, but no emoji
-        ("😊✨🎉🌸", 4),
-        ("😊✨🎉🌸🗻", 4),  # capped
-    ]
-    found = rewards.emoji_reward(completions=[text for text, _ in rows])
-    assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[1]] == []
-    assert rewards.emoji_reward(completions=["😊✨🎉"], max_emoji=2) == [2]  # the cap is a setting
+ROWS = [  # reward, text, its settings or the answer, score
+    ("emoji", "", {}, 0),
+    ("emoji", "#1 * 2 = 2, 0-9", {}, 0),  # digits, # and * start keycaps, but are no emoji by themselves
+    ("emoji", "1️⃣", {}, 1),  # a keycap is three code points
+    ("emoji", "👨‍👩‍👧‍👦", {}, 1),  # a family is four people joined by ZWJ
+    ("emoji", "🇯🇵", {}, 1),  # a flag is two letters
+    ("emoji", "👍🏽", {}, 1),  # a skin tone is a modifier
+    ("emoji", "❤️", {}, 1),  # a heart with its variation selector
+    ("emoji", "☆★♪", {}, 0),  # symbols that Japanese texts like, but no emoji
+    ("emoji", "😊✨🎉🌸🗻", {}, 4),  # at most
+    ("emoji", "😊✨🎉", {"max_emoji": 2}, 2),
+    ("length", "あ" * 30, {}, 1),
+    ("length", "あ" * 29, {}, math.exp(-0.15)),
+    ("length", "あ" * 60, {}, 0.011108996538242306),
+    ("length", "富士山", {"target_length": 3}, 1),  # characters, not bytes
+    ("length", "あ", {"target_length": 3, "alpha": 1}, math.exp(-2)),
+    ("answer", "高さは3776メートルです", {"answer": ["3776メートル"]}, 1),
+    ("answer", "答えは42です", {"answer": [42]}, 1),
+    ("answer", "高さは３７７６ メートルです", {"answer": ["3776メートル"]}, 1),  # full-width digits, a space
+    ("answer", "元素記号はfeです", {"answer": ["Fe"]}, 1),
+    ("answer", "パリです", {"answer": ["ロンドン"]}, 0),
+    ("answer", "パリです", {"answer": [""]}, 0),  # a row without an answer
+    ("answer", "パリです", {"answer": [None]}, 0),
+]
 
 
-def test_length_reward():
-    rows = [
-        ("あ" * 30, {}, 1.0),
-        ("あ" * 29, {}, math.exp(-0.15)),
-        ("あ" * 31, {}, math.exp(-0.15)),
-        ("", {}, math.exp(-4.5)),
-        ("あ" * 60, {}, 0.011108996538242306),
-        ("富士山", {"target_length": 3}, 1.0),  # characters, not bytes
-        ("あ", {"target_length": 3, "alpha": 1}, math.exp(-2)),
-    ]
-    found = [rewards.length_reward(completions=[text], **settings) for text, settings, _ in rows]
-    assert [(*row, f) for row, f in zip(rows, found, strict=True) if f != [pytest.approx(row[2], rel=1e-12)]] == []
-
-
-def test_answer_reward():
-    rows = [
-        ("高さは3776メートルです", "3776メートル", 1),
-        ("答えは42です", 42, 1),
-        ("高さは３７７６ メートルです", "3776メートル", 1),  # full-width digits, a space
-        ("元素記号はfeです", "Fe", 1),
-        ("パリです", "ロンドン", 0),
-        ("パリです", "", 0),  # a row without an answer
-        ("パリです", None, 0),
-    ]
-    found = rewards.answer_reward(completions=[row[0] for row in rows], answer=[row[1] for row in rows])
-    assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[2]] == []
-
-
-def test_messages_and_strings_score_alike_and_trl_arguments_are_ignored():
-    extra = {"prompts": ["?", "?"], "completion_ids": [[1], [2]], "answer": ["a", "b"], "title": ["t", "t"]}
-    extra |= {"trainer_state": None, "log_extra": print, "log_metric": print}
-    strings = ["a😊", "b" * 30]
-    messages = [[{"role": "assistant", "content": text}] for text in strings]
-    for reward in (rewards.emoji_reward, rewards.length_reward, rewards.answer_reward):
-        scores = reward(completions=strings, **extra)
-        assert scores == reward(completions=messages, **extra)
-        assert all(type(score) is float for score in scores) and len(scores) == 2
+def test_scores_of_texts_and_of_messages():
+    others = {"prompts": ["?"], "completion_ids": [[1]], "title": ["t"], "trainer_state": None, "log_metric": print}
+    wrong = []
+    for name, text, settings, expected in ROWS:
+        reward = getattr(rewards, f"{name}_reward")
+        (score,) = reward(completions=[text], **settings)
+        of_a_message = reward(completions=[[{"role": "assistant", "content": text}]], **settings, **others)
+        if score != pytest.approx(expected, rel=1e-12) or of_a_message != [score] or type(score) is not float:
+            wrong.append((name, text, settings, score, of_a_message))
+    assert wrong == []
 
 
 def run_rewards(folder, *arguments, stdin="", options=()):
@@ -111,8 +91,13 @@ def wrong(completions, **kwargs): return {}
 def raises(completions, **kwargs): 1 / 0
 SCALE = 3
 """
-MINE = ["--config", "mine.yaml"]
-BOTH = [*MINE, "--config", "more.yaml"]
+LEFT_OUT = {  # and what is said of it
+    "right": "needs answer, title",
+    "tokens": "needs completion_ids",
+    "misspelt": "has no parameter `completions`",
+    "wrong": "returned the dict",
+    "raises": "raised ZeroDivisionError",
+}
 
 
 def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_is_said(tmp_path):
@@ -120,28 +105,22 @@ def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_i
     (folder / "mine.yaml").write_text("rewards: {words: {weight: 1, least: 2}, owner/judge: {weight: 1}}\n")
     (folder / "more.yaml").write_text("rewards: {words: {least: 3}, length_reward: {target_length: 3}}\n")
     (folder / "wrong.yaml").write_text("rewards:\n  words: {weight: 1, lest: 2}\n")
-    some_fail = 1
-    rows = [  # arguments, exit status, the scores of some columns, words of stderr
-        (["a b", "c"], some_fail, {"words": ["1", "1"], "strict": ["0", "0"], "polite": ["0", "0"]}, []),
-        (["a\tb\nc"], some_fail, {"text": ["a⇥b⏎c"], "slow": ["7"]}, ["right: needs answer, title", "answer_reward: "]),
-        (["a"], some_fail, {"words": ["1"]}, ["misspelt: has no parameter `completions`", "tokens: raised TypeError"]),
-        (["a"], some_fail, {"characters": ["1"]}, ["wrong: returned the dict", "raises: raised ZeroDivisionError"]),
-        ([*MINE, "a b", "c"], some_fail, {"words": ["1", "0"]}, ["owner/judge: is a reward model"]),
-        ([*BOTH, "a b", "abc"], some_fail, {"words": ["0", "0"], "length_reward": ["1", "1"]}, []),
-        ([*MINE, "--", "-b -c", "-c"], some_fail, {"words": ["1", "0"]}, []),
-        (["--config", "wrong.yaml", "a"], 2, {}, ["error: wrong.yaml:2: rewards.words.lest: unknown, did you mean "]),
-        (["--config", "no.yaml", "a"], 2, {}, ["error: no.yaml: "]),
-        (["--confg", "a"], 2, {}, ["unrecognized arguments: --confg"]),
-        ([], some_fail, {"words": ["1", "1"]}, []),  # the lines of stdin
+    mine, more, wrong = ["--config", "mine.yaml"], ["--config", "more.yaml"], ["--config", "wrong.yaml"]
+    scores, err, status = run_rewards(folder, "a b", "c\td\n")
+    assert scores["words"] == ["1", "1"] and scores["strict"] == ["0", "0"] and scores["slow"] == ["7", "7"]
+    assert scores["polite"] == ["0", "0"] and scores["text"] == ["a b", "c⇥d⏎"] and status == 1  # as some fail
+    assert [name for name, words in LEFT_OUT.items() if f"{name}: {words}" not in err or name in scores] == []
+    assert not {"SCALE", "partial", "reduce"} & {*scores, *err.replace(":", " ").split()} and "Traceback" not in err
+    rows = [  # arguments, exit status, the scores of `words`, words of stderr
+        ([*mine, "a b", "c"], 1, ["1", "0"], "owner/judge: is a reward model"),
+        ([*mine, *more, "a b", "abc"], 1, ["0", "0"], ""),
+        ([*mine, "--", "-b -c", "-c"], 1, ["1", "0"], ""),
+        ([], 1, ["1", "1", "1"], ""),  # the lines of stdin
+        ([*wrong, "a"], 2, None, "error: wrong.yaml:2: rewards.words.lest: unknown, did you mean "),
+        (["--config", "no.yaml", "a"], 2, None, "error: no.yaml: "),
+        (["--confg", "a"], 2, None, "unrecognized arguments: --confg"),
     ]
-    wrong = []
-    for arguments, status, expected, words in rows:
-        scores, err, code = run_rewards(folder, *arguments, stdin="はい\nx\n")
-        found = {name: scores.get(name) for name in expected}
-        left_out = {"right", "tokens", "misspelt", "wrong", "raises", "SCALE", "partial", "reduce"} & set(scores)
-        if found != expected or code != status or left_out or "Traceback" in err or any(w not in err for w in words):
-            wrong.append((arguments, scores, err, code))
-        if "SCALE" in err or "reduce" in err:
-            wrong.append(err)
-    assert wrong == []
+    found = [run_rewards(folder, *arguments, stdin="はい\nx\n3\n") for arguments, *_ in rows]
+    assert [(status, scores.get("words")) for scores, _, status in found] == [row[1:3] for row in rows]
+    assert [row for row, (_, err, _) in zip(rows, found, strict=True) if row[3] not in err] == []
     assert run_rewards(ROOT, "a")[2] == 0 and run_rewards(ROOT, "--help")[2] == 0
