@@ -6,19 +6,24 @@ This module imports no torch, so that `python rewards.py` is quick.
 """
 
 import asyncio
+import functools
 import inspect
 import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import RewardError, UserError, in_short
-from harness.rewards_file import columns, parameters, reward_named, title, underlying
+from harness.errors import RewardError, UserError, in_short, one_line
+from harness.rewards_file import columns, in_types, parameters, reward_named, takes_any_name, underlying
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
+GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses
+Passed = dict[str, Any]  # to a reward, by name
+Scores = list[float | None]  # one per completion; None where the reward does not apply
 
 
 @dataclass
@@ -44,7 +49,9 @@ class Reward:
     @property
     def columns(self) -> list[str]:
         """Of the data, that it needs."""
-        return [name for name in columns(self.function) if name not in self.settings] if self.function else []
+        if self.function is None:
+            return []
+        return [name for name in columns(self.function) if name not in self.settings]
 
     @property
     def may_cost(self) -> bool:
@@ -54,90 +61,125 @@ class Reward:
     @property
     def title(self) -> str:
         """What it measures: the first line of its docstring."""
-        return title(self.function) or self.name if self.function else "a reward model's score"
+        if self.function is None:
+            return "a reward model's score"
+        text = getattr(self.function, "func", self.function).__doc__ or ""  # of a functools.partial its function's
+        return text.strip().partition("\n")[0] or self.name
 
     def __str__(self) -> str:
         """`length_reward (target_length 30, alpha 0.15)`"""
+        if not self.settings:
+            return self.name
         words = ", ".join(f"{key} {value}" for key, value in self.settings.items())
-        return self.name + (words and f" ({words})")
+        return f"{self.name} ({words})"
 
     def for_trl(self) -> Callable | Any:
-        """The loaded model; or the function as TRL calls it, with every result checked; raises RewardError.
+        """The loaded model; or the function as TRL calls it, with every result checked and logged; raises RewardError.
 
-        Each call logs the mean length in characters, the share of groups in which all completions score alike,
-        the lowest and the highest score and, where it is None for some, to which share of the completions it applies.
+        TRL awaits all async functions at once, so that no judge waits for another; it stays so.
         """
         if self.function is None:
             return self.model
 
-        def check(values: Any, passed: dict[str, Any]) -> list[float | None]:
-            prompts, completions, log_metric = (passed[name] for name in ("prompts", "completions", "log_metric"))
-            values = _one_number_each(self.name, values, prompts, completions)
-            lengths = [len(c if isinstance(c, str) else c[-1]["content"] or "") for c in completions]
-            log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
-            if (share := flat_groups(values, prompts)) is not None:
-                log_metric(f"rewards/{self.name}/flat_groups", share)
-            if scores := [value for value in values if value is not None]:
-                log_metric(f"rewards/{self.name}/min", min(scores))
-                log_metric(f"rewards/{self.name}/max", max(scores))
-            if len(scores) < len(values):
-                log_metric(f"rewards/{self.name}/applies", len(scores) / len(values))
-            for column in self.kept:
-                passed["log_extra"](column, [_as_text(value) for value in passed[column]])
-            return values
-
         def call(**passed):
-            with self._failure_named(passed):
-                values = self._ask(passed)
-                if inspect.iscoroutine(values):  # of an async function in a decorator that is not
-                    values = asyncio.run(values)
-            return check(values, passed)
+            return self._call(passed)
 
         async def call_async(**passed):
             with self._failure_named(passed):
-                values = await self._ask(passed)
-            return check(values, passed)
+                future = asyncio.run_coroutine_threadsafe(self._ask(passed), event_loop())
+                values = await asyncio.wrap_future(future)
+            return self._checked(values, passed)
 
-        call = call_async if self._is_async() else call
-        call.__name__ = self.name  # TRL logs a reward under its function's name
-        return call
+        function = call_async if self._is_async() else call
+        function.__name__ = self.name  # TRL logs a reward under its function's name
+        return function
 
-    def score(self, prompts: list, completions: list, others: dict[str, list], state: Any = None) -> list[float | None]:
+    def score(self, prompts: list, completions: list, others: dict[str, list], state: Any = None) -> Scores:
         """Call the function outside training as TRL would; `others`: columns and, where there are tokens,
         `completion_ids`; `state`: a TrainerState.
         """
-        passed = {"prompts": prompts, "completions": completions, **others}
-        passed |= {"trainer_state": state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-        result = self.for_trl()(**passed)
-        return asyncio.run(result) if inspect.isawaitable(result) else result
+        passed = {"prompts": prompts, "completions": completions, **others, "trainer_state": state}
+        passed |= {"log_extra": lambda *_: None, "log_metric": lambda *_: None}
+        return self._call(passed)
 
     def _is_async(self) -> bool:
         return inspect.iscoroutinefunction(underlying(self.function))
 
-    def _ask(self, passed: dict[str, Any]) -> Any:
+    def _call(self, passed: Passed) -> Scores:
+        with self._failure_named(passed):
+            values = self._ask(passed)
+            if inspect.iscoroutine(values):
+                values = asyncio.run_coroutine_threadsafe(values, event_loop()).result()
+        return self._checked(values, passed)
+
+    def _ask(self, passed: Passed) -> Any:
         """Call the function with what it names of what TRL passes, and with its settings as it annotates them."""
         takes = parameters(self.function)
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+        takes_all = takes_any_name(self.function)
         named = {name: value for name, value in passed.items() if takes_all or name in takes}
-        return self.function(**named, **self.settings)
+        return self.function(**named, **in_types(self.function, self.settings))
+
+    def _checked(self, values: Any, passed: Passed) -> Scores:
+        scores = _one_number_each(self.name, values, passed)
+        self._log(scores, passed)
+        return scores
+
+    def _log(self, scores: Scores, passed: Passed) -> None:
+        """The mean length in characters, the share of groups in which all completions score alike, the lowest and the
+        highest score and, where it is None for some, to which share of the completions the reward applies.
+        """
+        log_metric = passed["log_metric"]
+        lengths = [len(_text(completion)) for completion in passed["completions"]]
+        log_metric("completions/mean_characters", sum(lengths) / len(lengths))  # TRL counts tokens only
+        flat = flat_groups(scores, passed["prompts"])
+        if flat is not None:
+            log_metric(f"rewards/{self.name}/flat_groups", flat)
+        found = [score for score in scores if score is not None]
+        if found:
+            log_metric(f"rewards/{self.name}/min", min(found))
+            log_metric(f"rewards/{self.name}/max", max(found))
+        if len(found) < len(scores):
+            log_metric(f"rewards/{self.name}/applies", len(found) / len(scores))
+        for column in self.kept:
+            passed["log_extra"](column, [_for_parquet(value) for value in passed[column]])
 
     @contextmanager
-    def _failure_named(self, passed: dict[str, Any]) -> Iterator[None]:
+    def _failure_named(self, passed: Passed) -> Iterator[None]:
         try:
             yield
         except (Exception, SystemExit) as error:
+            problem = f"rewards.{self.name}: raised {in_short(error)}"
             row = self._first_row_that_raises(passed)
-            where = "" if row is None else f" on {_row(row, passed['prompts'], passed['completions'])}"
-            remedy = "fix it in rewards.py (a run that the network has stopped goes on with --resume)"
-            raise RewardError(f"rewards.{self.name}: raised {in_short(error)}{where}; {remedy}") from error
+            if row is not None:
+                problem += f" on {_row(row, passed)}"
+            if self.may_cost:
+                problem += "; a run that the network has stopped goes on with --resume"
+            raise RewardError(problem) from error
 
-    def _first_row_that_raises(self, passed: dict[str, Any]) -> int | None:
-        for row in () if self._is_async() else range(len(passed["completions"])):
+    def _first_row_that_raises(self, passed: Passed) -> int | None:
+        if self._is_async():
+            return None
+        for row in range(len(passed["completions"])):
+            alone = {key: [value[row]] if isinstance(value, list) else value for key, value in passed.items()}
             try:
-                self._ask({key: [value[row]] if isinstance(value, list) else value for key, value in passed.items()})
+                self._ask(alone)
             except (Exception, SystemExit):
                 return row
         return None
+
+
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The one loop for every call of an async reward, as a client or a lock of rewards.py keeps to its first."""
+    loop = asyncio.new_event_loop()
+
+    def run() -> None:
+        while True:
+            with suppress(SystemExit):  # of a reward: it ends run_forever, and reaches the one who waits
+                loop.run_forever()
+
+    threading.Thread(target=run, daemon=True).start()
+    return loop
 
 
 def load_rewards(
@@ -152,16 +194,15 @@ def load_rewards(
     for name, entry in entries.items():
         settings = {key: value for key, value in entry.items() if key != "weight"}
         reward = Reward(name, entry["weight"], settings, reward_named(name))
-        missing = ", ".join(sorted(set(reward.columns) - set(data_columns))) if data_columns is not None else ""
-        if missing and not reward.weight:
+        there = reward.columns if data_columns is None else data_columns
+        missing = ", ".join(column for column in reward.columns if column not in there)
+        if not missing:
+            rewards.append(reward)
+        elif reward.weight:
+            problem = f"needs the column {missing}, but the data have {', '.join(there)}"
+            raise error(f"rewards.{name}", f"{problem}; rename one (prompts.rename), or set it here for all rows")
+        else:
             print(f"note: {name}, of weight 0, is left out, as the data have no column {missing}")
-            continue
-        if missing:
-            has = ", ".join(column for column in data_columns if column != "prompt")
-            problem = f"needs the column {missing}, but the data have {has}; rename one (prompts.rename), give a value "
-            value = f"for all rows (rewards.{name}.{missing.split(', ')[0]})"
-            raise error(f"rewards.{name}", f"{problem}{value}, or set rewards.{name}: null to leave the reward out")
-        rewards.append(reward)
     return rewards
 
 
@@ -173,14 +214,17 @@ def given_up(before: float, fell: float, chance: float = 0.0) -> bool:
     return fell > max(abs(before) / 4, 0.05, chance)
 
 
-def flat_groups(values: list[float | None], prompts: list) -> float | None:
-    """The share of groups, the neighbours with the same prompt, in which the values differ by less than FLAT.
+def flat_groups(scores: Scores, prompts: list) -> float | None:
+    """The share of groups, the neighbours with the same prompt, in which the scores differ by less than FLAT.
 
     A group to which the reward does not apply is left out; None where it applies to none.
     """
-    groups = itertools.groupby(zip(prompts, values, strict=True), key=lambda pair: pair[0])
-    scores = [[value for _, value in group if value is not None] for _, group in groups]
-    flat = [max(group) - min(group) < FLAT for group in scores if group]
+    flat = []
+    rows = zip(prompts, scores, strict=True)
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        found = [score for _, score in group if score is not None]
+        if found:
+            flat.append(max(found) - min(found) < FLAT)
     return sum(flat) / len(flat) if flat else None
 
 
@@ -201,44 +245,60 @@ def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> f
 
 def reward_means(log: dict[str, float]) -> dict[str, float]:
     """The mean of each reward in one log of TRL's, by the name that it is logged under."""
-    return {key.split("/")[1]: log[key] for key in log if key.startswith("rewards/") and key.endswith("/mean")}
+    means = {}
+    for key, value in log.items():
+        if key.startswith("rewards/") and key.endswith("/mean"):
+            means[key.split("/")[1]] = value
+    return means
 
 
 def score_words(scores: dict[str, float | None], between: str = ", ") -> str:
     """`emoji 4.00, length 0.74, answer –`"""
-    words = ["–" if score is None else f"{score:.2f}" for score in scores.values()]
-    return between.join(f"{short(name)} {word}" for name, word in zip(scores, words, strict=True))
+    words = []
+    for name, score in scores.items():
+        number = "–" if score is None else f"{score:.2f}"
+        words.append(f"{short(name)} {number}")
+    return between.join(words)
 
 
-def _one_number_each(name: str, values: Any, prompts: list, completions: list) -> list[float | None]:
-    expected = f"expected a list of {len(completions)} numbers, one per completion"
+def _one_number_each(name: str, values: Any, passed: Passed) -> Scores:
     if hasattr(values, "tolist"):  # numpy arrays and torch tensors
         values = values.tolist()
-    if not isinstance(values, list | tuple):
-        raise RewardError(f"rewards.{name}: returned the {type(values).__name__} {_short(values)}; {expected}")
-    if len(values) != len(completions):
-        raise RewardError(f"rewards.{name}: returned {len(values)} values; {expected}")
+    number = len(passed["completions"])
+    if not isinstance(values, list | tuple) or len(values) != number:
+        found = f"the {type(values).__name__} {_shown(values)}"
+        raise RewardError(f"rewards.{name}: returned {found}; expected a list of {number} numbers, one per completion")
+    scores = []
     for row, value in enumerate(values):
-        number = isinstance(value, int | float) or hasattr(value, "item")  # numpy's and torch's numbers have item()
-        if value is not None and not (number and abs(float(value)) < HUGE):  # a NaN compares false
-            raise RewardError(
-                f"rewards.{name}: returned {_short(value)} for {_row(row, prompts, completions)}; "
-                f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
-            )
-    return [None if value is None else float(value) for value in values]
+        if value is not None and not _is_finite(value):
+            expected = f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
+            raise RewardError(f"rewards.{name}: returned {_shown(value)} for {_row(row, passed)}; {expected}")
+        scores.append(None if value is None else float(value))
+    return scores
 
 
-def _as_text(value: Any) -> str | None:
-    """A Parquet file refuses a column of several types."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) or hasattr(value, "item")  # numpy's and torch's numbers have item()
+    return is_number and abs(float(value)) < HUGE  # which is false of a NaN
 
 
-def _row(row: int, prompts: list, completions: list) -> str:
-    prompt, completion = (value[row] for value in (prompts, completions))
-    prompt, completion = (v if isinstance(v, str) else v[-1]["content"] for v in (prompt, completion))
-    return f"row {row} of the batch (prompt {_short(prompt)}, completion {_short(completion)})"
+def _row(row: int, passed: Passed) -> str:
+    prompt = _shown(_text(passed["prompts"][row]))
+    completion = _shown(_text(passed["completions"][row]))
+    return f"row {row} of the batch (prompt {prompt}, completion {completion})"
 
 
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+def _text(turns: str | list[dict]) -> str:
+    """A prompt or a completion; of chat messages the last one's."""
+    return turns if isinstance(turns, str) else turns[-1]["content"] or ""
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 80)
+
+
+def _for_parquet(value: Any) -> str | None:
+    """As a text, as a Parquet file refuses a column of several types."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)

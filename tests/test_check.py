@@ -139,7 +139,7 @@ def test_a_mistake_in_rewards_py_is_one_line(tmp_path):
         (tmp_path / "rewards.py").write_text((ROOT / "rewards.py").read_text(encoding="utf-8") + text, encoding="utf-8")
         result = subprocess.run([sys.executable, "train_grpo.py"], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 2 and "Traceback" not in result.stderr
-        assert result.stderr.startswith("error: rewards.py") and "fix it there" in result.stderr
+        assert result.stderr.startswith("error: rewards.py")
 
 
 GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}

@@ -5,12 +5,10 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT, refused
+from conftest import ROOT
 from datasets import Dataset
 
 import train_grpo
-
-RECIPE = str(ROOT / "recipes/maths.yaml")
 
 
 @pytest.fixture
@@ -23,79 +21,57 @@ def maths(monkeypatch):
     return module
 
 
-def test_number_reward(maths):
-    rows = [
-        ("It is 72", "72", 1),
-        ("It is 73", "72", 0),
-        ("72 apples, not 70", "72", 0),  # the last number counts
-        ("72.", "72", 1),
-        ("72.0", "72", 1),
-        ("**$1,234**", "1234", 1),
-        ("1234", "1,234", 1),
-        ("1, 234", "1234", 0),
-        ("-3", "-3", 1),
-        ("−3", "-3", 1),  # U+2212
-        ("3", "-3", 0),
-        ("-$3", "-3", 1),
-        ("答えは-3です", "-3", 1),
-        ("5-3", "3", 1),  # takes away, and is no sign
-        ("f(2)-3", "3", 1),
-        ("1/2", "0.5", 1),
-        ("0.5", "-1/2", 0),
-        (r"$\frac{1}{2}$", "1/2", 1),
-        (r"\boxed{72}", "72", 1),
-        ("1/0", "1", 0),
-        ("9" * 5000, "9", 0),  # Python refuses to read a number of more than 4,300 digits
-        ("It is 25 m2", "25", 1),
-        ("7２", "72", 1),  # a full-width digit
-        ("so...72", "72", 1),
-        ("No number", "72", 0),
-        ("", "72", 0),
-        ("72", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 1),  # GSM8K's
-        ("24", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 0),
-        ("1080", "#### 1,080", 1),
-        ("72", 72, 1),  # of a JSON file
-        ("72", 72.0, 1),
-        ("72", "blue", None),  # a row to which it does not apply
-        ("72", None, None),
-    ]
-    found = maths.number_reward([text for text, *_ in rows], answer=[answer for _, answer, _ in rows])
-    assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[2]] == []
+NUMBER = [
+    ("It is 72", "72", 1),
+    ("72 apples, not 70", "72", 0),  # the last number counts
+    ("**$1,234**", "1234", 1),
+    ("1, 234", "1234", 0),
+    ("−3", "-3", 1),  # U+2212
+    ("3", "-3", 0),
+    ("答えは-3です", "-3", 1),
+    ("5-3", "3", 1),  # takes away, and is no sign
+    ("f(2)-3", "3", 1),
+    ("1/2", "0.5", 1),
+    (r"$\frac{1}{2}$", "1/2", 1),
+    (r"\boxed{72}", "72", 1),
+    ("1/0", "1", 0),
+    ("9" * 5000, "9", 0),  # Python refuses to read a number of more than 4,300 digits
+    ("It is 25 m2", "25", 1),
+    ("7２", "72", 1),  # a full-width digit
+    ("72", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 1),  # GSM8K's
+    ("24", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 0),
+    ("72", 72, 1),  # of a JSON file
+    ("72", "blue", None),  # a row to which it does not apply
+]
+ENDS_IN_NUMBER = [
+    ("The sum is 72", 1),
+    ("So it is **72**.\n", 1),
+    (r"\(\boxed{72}\).", 1),
+    (r"$\boxed{72}$", 1),
+    ("答えは72。", 1),
+    ("Answer: -1,072.50", 1),
+    ("72, which is", 0),
+    ("I call it x1", 0),
+    ("", 0),
+]
 
 
-def test_ends_in_number_reward(maths):
-    rows = [
-        ("The sum is 72", 1),
-        ("72", 1),
-        ("So it is **72**.\n", 1),
-        (r"\(\boxed{72}\).", 1),
-        (r"$\boxed{72}$", 1),
-        ("答えは72。", 1),
-        ("Answer: -1,072.50", 1),
-        ("#### 72", 1),
-        ("72 apples", 0),
-        ("72, which is", 0),
-        ("I call it x1", 0),
-        ("", 0),
-    ]
-    found = maths.ends_in_number_reward([[{"role": "assistant", "content": text}] for text, _ in rows])
-    assert [(*row, score) for row, score in zip(rows, found, strict=True) if score != row[1]] == []
+def test_the_rewards_of_the_recipe(maths):
+    found = maths.number_reward([text for text, *_ in NUMBER], answer=[answer for _, answer, _ in NUMBER])
+    assert [(*row, score) for row, score in zip(NUMBER, found, strict=True) if score != row[2]] == []
+    found = maths.ends_in_number_reward([[{"role": "assistant", "content": text}] for text, _ in ENDS_IN_NUMBER])
+    assert [(*row, score) for row, score in zip(ENDS_IN_NUMBER, found, strict=True) if score != row[1]] == []
 
 
 def test_the_recipe_takes_gsm8ks_columns_as_they_are_and_has_a_verdict(maths, tiny, tmp_path, capsys):
     answer = "She has {0} + 1 = <<{0}+1={1}>>{1} clips.\n#### {1}"
     rows = [{"question": f"{n} and 1 are?", "answer": answer.format(n, n + 1)} for n in range(1000, 1040)]
     Dataset.from_list(rows).to_parquet(tmp_path / "gsm8k.parquet")
-    file = {"path": "parquet", "data_files": tmp_path / "gsm8k.parquet", "split": "train"}  # instead of the Hub's
-    train_grpo.main([*tiny, "--config", RECIPE, *(f"--dataset.{key}={value}" for key, value in file.items())])
+    file = [f"--dataset.data_files={tmp_path / 'gsm8k.parquet'}", "--dataset.path=parquet"]  # instead of the Hub's
+    train_grpo.main([*tiny, "--config", str(ROOT / "recipes/maths.yaml"), *file, "--dataset.split=train"])
     printed = capsys.readouterr().out
     assert "40 read: 30 to train on, 10 held out" in printed and "1 x number_reward" in printed
     assert "number 0.00 (0.00 to 0.00)" in printed.splitlines()[-1]  # the tiny model cannot add
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
     scores = [sample["after"]["rewards"]["number_reward"] for sample in samples if sample["held_out"]]
     assert scores == [0] * 10  # and not None, as for answers without a number
-
-
-def test_a_reward_of_an_example_is_named_with_its_file(tiny):
-    said = refused([*tiny, "--config", RECIPE])
-    assert "rewards.number_reward: no such function in rewards.py, but in examples/maths_rewards.py" in said

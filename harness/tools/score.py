@@ -1,6 +1,6 @@
 """The score of each reward, on texts that you type: try rewards.py before a run.
 
-python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row a text
+python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row a text, each an answer to an empty prompt
 python rewards.py < answers.txt                       # one row a line
 python rewards.py --config mine.yaml "はい"           # with the settings of that file, as train_grpo.py reads it
 """
@@ -8,74 +8,74 @@ python rewards.py --config mine.yaml "はい"           # with the settings of t
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from harness.errors import RewardError, UserError
+from harness.end import exit_status
+from harness.errors import RewardError
 from harness.reward import Reward
-from harness.rewards_file import parameters, reward_functions, reward_named, rewards_py
+from harness.rewards_file import FROM_TRL, columns, own_callables, reward_functions, reward_named, why_not
 from harness.settings import reward_settings
+
+GIVEN = FROM_TRL - {"completion_ids"}
 
 
 def main() -> None:
+    sys.exit(exit_status(score, "nothing was written"))
+
+
+def score() -> None:
     """Score the texts of the command line, or each line of stdin, with every reward that needs nothing but the text."""
     parser = argparse.ArgumentParser(
         prog="rewards.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="each is scored on its own; none: the lines of stdin")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one that begins with - comes behind --")
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
-    parser.error = lambda problem: _end(f"{problem}; a text that begins with - comes behind --; see --help")
     options = parser.parse_args()
     if not options.texts and sys.stdin.isatty():
         return parser.print_help()
-    try:
-        _score(options.texts or sys.stdin.read().splitlines(), _rewards(options.config))
-    except (UserError, RewardError) as error:
-        _end(str(error))
+    texts = options.texts or sys.stdin.read().splitlines()
+    table = {}
+    failed = False
+    for reward in _rewards(options.config):
+        try:
+            table[reward.name] = [_cell(reward, text) for text in texts]
+        except RewardError as error:  # which costs the others nothing
+            print(error.in_words(), file=sys.stderr)
+            failed = True
+    table["characters"] = [str(len(text)) for text in texts]
+    table["text"] = [text.replace("\t", "⇥").replace("\n", "⏎") for text in texts]  # a row stays a row
+    print("\t".join(table))
+    for row in zip(*table.values(), strict=True):
+        print("\t".join(row))
+    sys.exit(failed)
+
+
+def _cell(reward: Reward, text: str) -> str:
+    completion = [{"role": "assistant", "content": text}]  # which is how training passes it
+    (value,) = reward.score([""], [completion], {})
+    return "None" if value is None else f"{value:.4g}"
 
 
 def _rewards(files: list[Path]) -> list[Reward]:
-    """Those of rewards.py that a text alone can be scored by, with their settings; what the others lack is said."""
-    rewards_py()
-    try:
-        entries = reward_settings(files)
-    except UserError as error:
-        if files:
-            raise
-        _note(f"{error}; every reward is scored with its own defaults")
-        entries = {}
+    """Those that a text alone can be scored by, with their settings; of the others is said what they need."""
+    entries = reward_settings(files)
+    for name, value in own_callables().items():
+        problem = why_not(value)
+        if problem:
+            _note(f"{name}: {problem}")
     rewards = []
-    for name in dict.fromkeys([*reward_functions(), *entries]):
+    for name in reward_functions() | entries:
         settings = {key: value for key, value in entries.get(name, {}).items() if key != "weight"}
         reward = Reward(name, 1, settings, reward_named(name))
         if reward.function is None:
-            _note(f"{name}: is a reward model, which only a run loads; not scored here")
-        elif reward.columns:
-            _note(f"{name}: needs the column {', '.join(reward.columns)} of the data; not scored here")
-        elif "completion_ids" in (needed := _without_default(reward)):
-            _note(f"{name}: needs completion_ids, the tokens that a run samples; not scored here")
+            _note(f"{name}: is a reward model; not scored here")
+            continue
+        needs = [each for each in columns(reward.function, GIVEN) if each not in settings]
+        if needs:
+            _note(f"{name}: needs {', '.join(needs)}; not scored here")
         else:
-            if "prompts" in needed:
-                _note(f"{name}: the prompt is empty here")
             rewards.append(reward)
     return rewards
 
 
-def _without_default(reward: Reward) -> list[str]:
-    return [name for name, each in parameters(reward.function).items() if each.default is each.empty]
-
-
-def _score(texts: list[str], rewards: list[Reward]) -> None:
-    print("\t".join([*(reward.name for reward in rewards), "characters", "text"]))
-    for text in texts:  # as chat messages, which is how training passes them
-        scores = [reward.score([""], [[{"role": "assistant", "content": text}]], {})[0] for reward in rewards]
-        shown = text.replace("\t", "⇥").replace("\n", "⏎")  # a row stays a row
-        print("\t".join([*("None" if s is None else f"{s:.4g}" for s in scores), str(len(text)), shown]))
-
-
 def _note(words: str) -> None:
     print(f"note: {words}", file=sys.stderr)
-
-
-def _end(problem: str) -> NoReturn:
-    print(f"error: {problem}", file=sys.stderr)
-    sys.exit(2)
