@@ -28,18 +28,14 @@ REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.resume_from_checkpoint": "run the same command with --resume",
     "training.ignore_data_skip": "leave it out; --resume goes on in the data where it was",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
-    "model.config": "leave it out; it is no plain value",
-    "dataset.features": "leave it out; it is no plain value",
-    "dataset.download_config": "leave it out; it is no plain value",
 }
-Positive = Annotated[float, Field(gt=0)]
 # Where GRPOConfig takes any number or word. Of a wrong one upstream says something when the model has been loaded, or
 # nothing; the miniature, which would find some, is left out of runs of several processes.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": PositiveInt,
     "num_generations num_iterations max_completion_length": PositiveInt,
     "steps_per_generation save_total_limit": PositiveInt | None,
-    "temperature repetition_penalty num_train_epochs logging_steps save_steps": Positive,
+    "temperature repetition_penalty num_train_epochs logging_steps save_steps": Annotated[float, Field(gt=0)],
     "top_p": Annotated[float, Field(gt=0, le=1)],
     "min_p": Annotated[float, Field(ge=0, le=1)] | None,
     "top_k": NonNegativeInt,
@@ -124,6 +120,7 @@ def upstream() -> Kinds:
     for keys, kind in STRICTER.items():
         for key in keys.split():
             kinds[f"training.{key}"] = kind
+    del kinds["model.config"], kinds["dataset.features"], kinds["dataset.download_config"]  # which are no plain values
     return {key: kind for key, kind in kinds.items() if key not in REFUSED}
 
 
@@ -141,7 +138,7 @@ def _kinds(part: str, function: Callable, not_ours: Container[str] = ()) -> Kind
     annotated = hints(function)
     kinds = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if name not in not_ours and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        if name not in not_ours and not parameter.kind.name.startswith("VAR_"):  # *args and **kwargs
             kinds[f"{part}.{name}"] = annotated.get(name, Any)
     return kinds
 

@@ -45,7 +45,7 @@ HINTS = {
     r"\A\s*\u3000|\A[ \w.-]+\uff1a": "a full-width space or colon",
     r"\A *[\w.-]+ *=": "an = in place of a colon",
     r"cannot start any token|expected alphabetic": "a value that begins with a special sign; put it in quotes",
-    r"scanning a quoted scalar|\A[^'\"#]*: *(['\"]).*\1\w.*\n.*expected key": "a quote not closed, or inside the text",
+    r"scanning a quoted scalar|\A[^'\"#]*: *(['\"]).*\1 *\w.*\n.*expected key": "a quote not closed, or in the text",
     r"\A *[\w.-]+:[^\s:/\\]": "no space behind a colon",
     r"\A *[^-:\s][^:\n]*\n.*(expected ':'|mapping values)": "a missing colon",
     r"\A[^'\"]*: .*: .*\n.*mapping values": "a text that holds a colon; put it in quotes",
@@ -150,9 +150,9 @@ class Loader(yaml.CSafeLoader):  # PyYAML's own reader stops at the ? of [高さ
 
 INT = "tag:yaml.org,2002:int"
 FLOAT = "tag:yaml.org,2002:float"
-READ_OTHERWISE = (INT, FLOAT, "tag:yaml.org,2002:timestamp")
+DATE = "tag:yaml.org,2002:timestamp"
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in READ_OTHERWISE]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (INT, FLOAT, DATE)]
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
 DECIMAL = r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?$|[-+]?\d+[eE][-+]?\d+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
@@ -208,7 +208,7 @@ def _note(node: yaml.Node | None, name: str, lines: list[str], places: dict[str,
 def _not_yaml(error: Exception, lines: list[str]) -> str:
     """`:LINE: not YAML: PROBLEM`, in PyYAML's words, with a hint at what such a line may have."""
     mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if not mark:
         return f": not YAML: {one_line(error)}"
     if re.search("simple key|quoted scalar|flow", error.context or ""):  # of these the end is not found
         mark = error.context_mark
@@ -259,8 +259,7 @@ def _file_as_dataset(source: Values) -> Values:
     files = source.get("data_files") or source.get("path")
     first = files
     while isinstance(first, dict | list) and first:
-        each = list(first.values()) if isinstance(first, dict) else first
-        first = each[0]
+        first = list(first.values())[0] if isinstance(first, dict) else first[0]
     first = Path(str(first))
     endings = [suffix.lower() for suffix in first.suffixes if suffix.lower() in FORMATS]
     if first.is_dir() or not endings:
