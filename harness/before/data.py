@@ -14,10 +14,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from harness.before.messages import NoMessages, read_messages, without_filling
+from harness.before.messages import Messages, NoMessages, read_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.before.text_files import ExactJson
-from harness.errors import UserError, did_you_mean, one_line
+from harness.errors import did_you_mean, one_line
 from harness.rewards_file import FROM_TRL
 from harness.settings import Settings
 
@@ -30,6 +30,7 @@ PROMPT = {
 }
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments", "held_out", *PROMPT}
+OF_A_TEMPLATE = ("model.pretrained_model_name_or_path", "prompts.column", "prompts.system")  # what has to go with it
 
 
 @dataclass
@@ -65,34 +66,31 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     rows = _with_prompts(settings, tokenizer, rows, column)
     lengths = np.array(rows["prompt_length"])
     fates, held_out = _fates(settings, lengths.tolist(), rows["prompt_hash"][:])
-    of = Counter(fates)
-    if of["empty"]:
-        _say_what_is_empty(settings, rows, [row for row, fate in enumerate(fates) if fate == "empty"])
+    _say_what_is_empty(settings, rows, [row for row, fate in enumerate(fates) if fate == "empty"])
     _say_what_is_read_otherwise(rows, fates)
     fate_of_duplicates = "dropped" if settings.prompts.drop_duplicates else "kept"
     trained_on = {"train"} if settings.prompts.drop_duplicates else {"train", "again"}
     trained = [row for row, fate in enumerate(fates) if fate in trained_on]
     if not trained:
         shortest = lengths[lengths > 0].min()
-        problem = f"no prompt is left; the shortest of {len(rows):,} has {shortest} tokens after the chat template"
-        raise settings.error("prompts.max_length", problem)
+        raise settings.error("prompts.max_length", f"no prompt is left; the shortest has {shortest} tokens")
+    of = Counter(fates)
     counts = {
         "read": len(rows),
         "to train on": len(trained),
-        "held out": of["held out"],
+        "held out": len(held_out),
         "empty (dropped)": of["empty"],
         "too long (dropped)": of["too long"],
         "the same as a held-out one (dropped)": of["same as held out"],
         f"duplicates ({fate_of_duplicates})": of["again"],
     }
-    rows = rows.remove_columns([name for name in rows.column_names if name in RESERVED - {"prompt"}])
+    rows = rows.remove_columns([*set(rows.column_names) & RESERVED - {"prompt"}])
     return Data(rows.select(trained), rows.select(held_out), counts, lengths[trained])
 
 
-def prompt_text(turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
+def prompt_text(turns: Messages, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
     """What the chat template makes of a conversation, its generation prompt included."""
-    always = {"add_generation_prompt": True, "tokenize": False}
-    return tokenizer.apply_chat_template(turns, **template | always)
+    return tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
 
 
 def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: Dataset, column: str) -> Dataset:
@@ -102,7 +100,7 @@ def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: 
     as_json = ExactJson()
 
     def prompts(questions: list, numbers: list[int]) -> dict[str, list]:
-        made: dict[str, list] = {name: [] for name in PROMPT}
+        made = {name: [] for name in PROMPT}
         texts = []
         for question, number in zip(questions, numbers, strict=True):
             try:
@@ -114,7 +112,9 @@ def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: 
             try:
                 text = prompt_text(turns, tokenizer, template) if turns else ""
             except (TemplateError, ValueError) as error:
-                raise _refused_by_template(settings, number, turns, error) from error
+                roles = ", ".join(turn["role"] for turn in turns)
+                problem = f"row {number} ({roles}) is refused by the chat template: {one_line(error)}"
+                raise settings.error(OF_A_TEMPLATE, problem) from error
             texts.append(text)
             made["prompt"].append(written)
             made["prompt_said"].append(said)
@@ -132,18 +132,10 @@ def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: 
     )
 
 
-def _refused_by_template(settings: Settings, row: int, turns: list[dict[str, Any]], error: Exception) -> UserError:
-    keys = ["model.pretrained_model_name_or_path", "prompts.column"]
-    if settings.prompts.system:
-        keys.append("prompts.system")
-    roles = ", ".join(turn["role"] for turn in turns)
-    return settings.error(keys, f"the model's chat template does not take row {row} ({roles}): {one_line(error)}")
-
-
 def _fates(settings: Settings, lengths: list[int], questions: list[int]) -> tuple[list[str], list[int]]:
     """(what becomes of each row: `empty`, `too long`, `held out`, `same as held out`, `again` or `train`, held out)."""
     most = settings.prompts.max_length or max(lengths)
-    first_rows: dict[int, int] = {}  # of each question
+    first_rows = {}  # of each question
     for row, question in enumerate(questions):
         if 0 < lengths[row] <= most:
             first_rows.setdefault(question, row)
@@ -170,13 +162,13 @@ def _fates(settings: Settings, lengths: list[int], questions: list[int]) -> tupl
 
 
 def _say_what_is_empty(settings: Settings, rows: Dataset, empty: list[int]) -> None:
+    if not empty:
+        return
     problem = rows[empty[0]]["prompt_said"][0]
     some = ", ".join(map(str, empty[:5]))
     found = f"{len(empty):,} of {len(rows):,} rows hold no question (rows {some}; row {empty[0]}{problem})"
-    if len(empty) == len(rows):
-        raise settings.error("prompts.column", found)
-    if not settings.prompts.drop_empty:
-        raise settings.error("prompts.column", f"{found}; prompts.drop_empty: true drops them")
+    if len(empty) == len(rows) or not settings.prompts.drop_empty:
+        raise settings.error("prompts.column", f"{found}; fix the data, or drop them with prompts.drop_empty: true")
     print(f"note: {found}; they are dropped, as prompts.drop_empty says")
 
 
@@ -190,14 +182,13 @@ def _say_what_is_read_otherwise(rows: Dataset, fates: list[str]) -> None:
 
 
 def _without_taken_names(rows: Dataset, column: str) -> Dataset:
-    names = set(rows.column_names)
-    nothing = [name for name in sorted(names) if all(value is None for value in rows[name])]
-    taken = sorted(names & RESERVED - {column})
-    if nothing:
-        print(f"note: empty in all rows: {', '.join(nothing)}")
-    if taken:
-        print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
-    return rows.remove_columns(taken)
+    for name in rows.column_names:
+        if name in RESERVED and name != column:
+            print(f"note: the column {name} is left out of the data, as this name is taken")
+            rows = rows.remove_columns(name)
+        elif all(value is None for value in rows[name]):
+            print(f"note: the column {name} is empty in all rows")
+    return rows
 
 
 def _with_question_column(settings: Settings, rows: Dataset) -> tuple[Dataset, str]:
@@ -223,10 +214,10 @@ def _with_question_column(settings: Settings, rows: Dataset) -> tuple[Dataset, s
     if len(columns) == 1:
         return rows, columns[0]
     joined = []
-    for number, texts in enumerate(zip(*(rows[column] for column in columns), strict=True)):
+    for number, row in enumerate(rows.select_columns(columns)):
         try:
-            joined.append("\n\n".join(text for text in texts if text and text.strip()))
+            joined.append("\n\n".join(text for text in row.values() if text and text.strip()))
         except AttributeError as error:
-            raise settings.error("prompts.column", f"only texts are joined, not row {number}: {texts}") from error
+            raise settings.error("prompts.column", f"only texts are joined, not row {number}: {row}") from error
     name = " + ".join(columns)
     return rows.add_column(name, joined), name
