@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import train_grpo
-from harness.before.data import load_data, prompt_texts
+from harness.before.data import load_data, prompt_text
 from harness.errors import UserError
 from harness.settings import read_settings
 
@@ -188,14 +188,14 @@ def test_what_other_rows_have_is_no_key_of_a_turn(tokenizer, tmp_path):
     for ending in ("jsonl", "parquet"):
         data = loaded(tokenizer, written(tmp_path / f"q.{ending}", rows))
         assert data.train["prompt"][:] == expected, ending
-        lengths = [len(tokenizer(text)["input_ids"]) for text in prompt_texts(data.train["prompt"][:], tokenizer, {})]
+        lengths = [len(tokenizer(text)["input_ids"]) for text in [prompt_text(turns, tokenizer, {}) for turns in data.train["prompt"]]]
         assert data.lengths.tolist() == lengths, ending
     numbers = written(tmp_path / "numbers.parquet", [[user(Q), call({"of": [1 / 3, 3.141592653589793, 1e-12]}), TOOL]])
     data = loaded(tokenizer, numbers)  # none is rounded, and none is another than the one that was counted
     (asked,) = data.train["prompt"][:]
     found = asked[1]["tool_calls"][0]["function"]["arguments"]["of"]
     assert found == pytest.approx([1 / 3, 3.141592653589793, 1e-12], rel=1e-14)
-    assert data.lengths.tolist() == [len(tokenizer(prompt_texts([asked], tokenizer, {})[0])["input_ids"])]
+    assert data.lengths.tolist() == [len(tokenizer(prompt_text(asked, tokenizer, {}))["input_ids"])]
     late = loaded(tokenizer, written(tmp_path / "late.jsonl", [[user(Q)]] * 1000 + rows[1:2]))  # in a batch of its own
     assert late.train[0]["prompt"] == [user(Q)] and late.train[1000]["prompt"] == expected[1]
     nulls = [[user(Q), call({"of": None}), TOOL], [user(Q), call({"at": 1}), TOOL]]  # a null that the user wrote

@@ -1,30 +1,36 @@
 """Data: the rows of the data set become prompts, to train on and to hold out; what becomes of each row is counted."""
 
-import difflib
 import hashlib
 import json
 import random
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xxhash
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from harness.before.messages import NoMessages, as_messages, without_filling
+from harness.before.messages import Messages, NoMessages, read_messages, without_filling
 from harness.before.read_rows import read_rows
-from harness.errors import UserError, one_line
-from harness.keys import Prompts
+from harness.before.text_files import ExactJson
+from harness.errors import did_you_mean, one_line
 from harness.rewards_file import FROM_TRL
 from harness.settings import Settings
 
+# Of a prompt; as JSON, as in a struct each turn would get the keys of all others, and its template would see them.
+PROMPT = {
+    "prompt": List(ExactJson()),
+    "prompt_length": Value("int64"),  # tokens
+    "prompt_hash": Value("int64"),
+    "prompt_said": List(Value("string")),  # in which ways it differs from the data; of none, whose length is 0, why
+}
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
-RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments"}
-RESERVED |= {"held_out", "prompt_length", "prompt_hash", "prompt_problem"}
-USUAL = ("query", "question", "prompt", "messages", "instruction", "input", "text")  # names of a column of questions
+RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments", "held_out", *PROMPT}
+OF_A_TEMPLATE = ("model.pretrained_model_name_or_path", "prompts.column", "prompts.system")  # what has to go with it
 
 
 @dataclass
@@ -55,136 +61,163 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     At most a quarter of the questions is held out. A prompt over `prompts.max_length` tokens, the template and its
     generation prompt included, is dropped. So is each further row with a question that is held out.
     """
-    template = settings.training.get("chat_template_kwargs") or {}
-    rows, prompts = _with_question_column(settings, read_rows(settings))
-    if taken := sorted((RESERVED | {"prompt"}) & set(rows.column_names) - {prompts.column}):
-        print(f"note: left out of the data, as these names are taken: {', '.join(taken)}")
-        rows = rows.remove_columns(taken)
-
-    feature = rows.features[prompts.column]
-
-    def add_prompts(batch: dict[str, list]) -> dict[str, list]:
-        kept, problems = [], []
-        for question in batch[prompts.column]:
-            try:
-                turns, problem = as_messages(without_filling(question, feature), prompts.system), None
-            except NoMessages as error:
-                turns, problem = [], str(error)
-            kept.append([json.dumps(turn, ensure_ascii=False, default=str) for turn in turns])
-            problems.append(problem)
-        # As the template sees them in training, and what it makes of each.
-        texts = [
-            prompt_text([*map(Json().decode_example, turns)], tokenizer, template) if turns else "" for turns in kept
-        ]
-        return {
-            "prompt": kept,
-            "prompt_problem": problems,
-            "prompt_length": [*map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])],
-            "prompt_hash": [
-                xxhash.xxh64_intdigest(text.encode()) >> 1 for text in texts
-            ],  # the policy sees these alike
-        }
-
-    # As JSON: in a struct each turn would get the keys of all others, and its template would see them.
-    made = {"prompt": List(Json()), "prompt_problem": Value("string")}
-    made |= {"prompt_length": Value("int64"), "prompt_hash": Value("int64")}
-    try:
-        rows = rows.map(add_prompts, batched=True, features=Features({**rows.features, **made}), desc="Chat template")
-    except (TemplateError, ValueError) as error:
-        raise _refused_by_template(settings, tokenizer, rows, error) from error
-    lengths, hashes = (rows.with_format("numpy")[name][:] for name in ("prompt_length", "prompt_hash"))
-    problems = rows["prompt_problem"][:]
-    empty = np.array([problem is not None for problem in problems])
-    too_long = lengths > (prompts.max_length or lengths.max())
-    if empty.any():
-        numbers = empty.nonzero()[0].tolist()
-        some = f"rows {', '.join(map(str, numbers[:5]))}; row {numbers[0]}{problems[numbers[0]]}"
-        held = f"{len(numbers)} of {len(rows):,} rows hold no question ({some})"
-        if empty.all() or not prompts.drop_empty:
-            remedy = "fix the data, or drop these rows with prompts.drop_empty: true"
-            raise settings.error("prompts.column", f"{held}; {remedy}")
-        print(f"note: {held}; they are dropped, as prompts.drop_empty says")
-    kept = (~empty & ~too_long).nonzero()[0]
-    if not len(kept):
-        shortest = f"the shortest of {len(rows):,} has {lengths[~empty].min()} tokens after the chat template"
-        problem = f"no prompt is left; {shortest}, {prompts.max_length} are allowed; raise it"
-        raise settings.error("prompts.max_length", problem)
-    firsts = kept[np.sort(np.unique(hashes[kept], return_index=True)[1])]  # of rows with the same question
-    seed = settings.training.get("seed", GRPOConfig.seed)
-    held_out = random.Random(seed).sample(firsts.tolist(), min(settings.samples.held_out, len(firsts) // 4))
-    different = kept[~np.isin(hashes[kept], hashes[held_out])]  # from each question that is held out
-    once = np.setdiff1d(firsts, held_out)
-    trained = once if prompts.drop_duplicates else different
+    rows, column = _with_question_column(settings, read_rows(settings))
+    rows = _without_taken_names(rows, column)
+    rows = _with_prompts(settings, tokenizer, rows, column)
+    lengths = np.array(rows["prompt_length"])
+    fates, held_out = _fates(settings, lengths.tolist(), rows["prompt_hash"][:])
+    _say_what_is_empty(settings, rows, [row for row, fate in enumerate(fates) if fate == "empty"])
+    _say_what_is_read_otherwise(rows, fates)
+    fate_of_duplicates = "dropped" if settings.prompts.drop_duplicates else "kept"
+    trained_on = {"train"} if settings.prompts.drop_duplicates else {"train", "again"}
+    trained = [row for row, fate in enumerate(fates) if fate in trained_on]
+    if not trained:
+        shortest = lengths[lengths > 0].min()
+        raise settings.error("prompts.max_length", f"no prompt is left; the shortest has {shortest} tokens")
+    of = Counter(fates)
     counts = {
         "read": len(rows),
         "to train on": len(trained),
         "held out": len(held_out),
-        "empty (dropped)": int(empty.sum()),
-        "too long (dropped)": int(too_long.sum()),
-        "the same as a held-out one (dropped)": len(kept) - len(different) - len(held_out),
-        f"duplicates ({'dropped' if prompts.drop_duplicates else 'kept'})": len(different) - len(once),
+        "empty (dropped)": of["empty"],
+        "too long (dropped)": of["too long"],
+        "the same as a held-out one (dropped)": of["same as held out"],
+        f"duplicates ({fate_of_duplicates})": of["again"],
     }
-    usable = rows.remove_columns([*(made.keys() - {"prompt"}), *(RESERVED & {prompts.column})])
-    return Data(usable.select(trained), usable.select(held_out), counts, lengths[trained])
+    rows = rows.remove_columns([*set(rows.column_names) & RESERVED - {"prompt"}])
+    return Data(rows.select(trained), rows.select(held_out), counts, lengths[trained])
 
 
-def prompt_text(turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
+def prompt_text(turns: Messages, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
     """What the chat template makes of a conversation, its generation prompt included."""
-    always = {"add_generation_prompt": True, "tokenize": False}
-    return tokenizer.apply_chat_template(turns, **template | always)
+    return tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
 
 
-def _refused_by_template(settings: Settings, tokenizer, rows: Dataset, error: Exception) -> UserError:
-    """The first row that the policy's chat template does not take, and whether it is for a system turn."""
-    name, system = settings.model["pretrained_model_name_or_path"], settings.prompts.system
+def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: Dataset, column: str) -> Dataset:
+    """The rows with what becomes of their questions, the columns of PROMPT."""
     template = settings.training.get("chat_template_kwargs") or {}
-    for number, row in enumerate(rows):
+    feature = rows.features[column]
+    as_json = ExactJson()
+
+    def prompts(questions: list, numbers: list[int]) -> dict[str, list]:
+        made = {name: [] for name in PROMPT}
+        texts = []
+        for question, number in zip(questions, numbers, strict=True):
+            try:
+                turns, said = read_messages(without_filling(question, feature), settings.prompts.system)
+            except NoMessages as error:
+                turns, said = [], [str(error)]
+            written = [as_json.encode_example(turn) for turn in turns]
+            turns = [as_json.decode_example(turn) for turn in written]  # as the template sees them in training
+            try:
+                text = prompt_text(turns, tokenizer, template) if turns else ""
+            except (TemplateError, ValueError) as error:
+                roles = ", ".join(turn["role"] for turn in turns)
+                problem = f"row {number} ({roles}) is refused by the chat template: {one_line(error)}"
+                raise settings.error(OF_A_TEMPLATE, problem) from error
+            texts.append(text)
+            made["prompt"].append(written)
+            made["prompt_said"].append(said)
+            made["prompt_hash"].append(xxhash.xxh64_intdigest(text.encode()) >> 1)  # the policy sees these alike
+        made["prompt_length"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return made
+
+    return rows.map(
+        prompts,
+        batched=True,
+        with_indices=True,
+        input_columns=[column],  # so that no other column is read and written anew
+        features=Features({**rows.features, **PROMPT}),
+        desc="Chat template",
+    )
+
+
+def _fates(settings: Settings, lengths: list[int], questions: list[int]) -> tuple[list[str], list[int]]:
+    """(what becomes of each row: `empty`, `too long`, `held out`, `same as held out`, `again` or `train`, held out)."""
+    most = settings.prompts.max_length or max(lengths)
+    first_rows = {}  # of each question
+    for row, question in enumerate(questions):
+        if 0 < lengths[row] <= most:
+            first_rows.setdefault(question, row)
+    seed = settings.training.get("seed", GRPOConfig.seed)
+    size = min(settings.samples.held_out, len(first_rows) // 4)
+    sample = random.Random(seed).sample([*first_rows.values()], size)
+    held_out = set(sample)
+    fates = []
+    for row, question in enumerate(questions):
+        if lengths[row] == 0:
+            fate = "empty"
+        elif lengths[row] > most:
+            fate = "too long"
+        elif row in held_out:
+            fate = "held out"
+        elif first_rows[question] in held_out:
+            fate = "same as held out"
+        elif first_rows[question] != row:
+            fate = "again"
+        else:
+            fate = "train"
+        fates.append(fate)
+    return fates, sample
+
+
+def _say_what_is_empty(settings: Settings, rows: Dataset, empty: list[int]) -> None:
+    if not empty:
+        return
+    problem = rows[empty[0]]["prompt_said"][0]
+    some = ", ".join(map(str, empty[:5]))
+    found = f"{len(empty):,} of {len(rows):,} rows hold no question (rows {some}; row {empty[0]}{problem})"
+    if len(empty) == len(rows) or not settings.prompts.drop_empty:
+        raise settings.error("prompts.column", f"{found}; fix the data, or drop them with prompts.drop_empty: true")
+    print(f"note: {found}; they are dropped, as prompts.drop_empty says")
+
+
+def _say_what_is_read_otherwise(rows: Dataset, fates: list[str]) -> None:
+    differences = Counter()
+    for said, fate in zip(rows["prompt_said"], fates, strict=True):
+        if fate != "empty":
+            differences.update(dict.fromkeys(said, 1))
+    for difference, count in differences.items():
+        print(f"note: prompts.column, {count:,} of {len(rows):,} rows: {difference}")
+
+
+def _without_taken_names(rows: Dataset, column: str) -> Dataset:
+    for name in rows.column_names:
+        if name in RESERVED and name != column:
+            print(f"note: the column {name} is left out of the data, as this name is taken")
+            rows = rows.remove_columns(name)
+        elif all(value is None for value in rows[name]):
+            print(f"note: the column {name} is empty in all rows")
+    return rows
+
+
+def _with_question_column(settings: Settings, rows: Dataset) -> tuple[Dataset, str]:
+    """`rows`, renamed as prompts.rename says and with one column of questions, and its name."""
+    for old, new in (settings.prompts.rename or {}).items():
+        key = f"prompts.rename.{old}"
+        if new in rows.column_names:
+            raise settings.error(key, f"there is a column {new!r} already")
         try:
-            turns = as_messages(row[settings.prompts.column], system)
-            prompt_text(turns, tokenizer, template)
-        except NoMessages:
-            continue
-        except (TemplateError, ValueError) as found:
-            roles = ", ".join(turn["role"] for turn in turns)
-            problem = f"row {number}: the template of {name} refuses its turns ({roles}): {one_line(found)}"
-            remedy = "remove prompts.system" if system else "set prompts.system, if it wants one"
-            return settings.error("prompts.column", f"{problem}; fix the row, or {remedy}")
-    return settings.error("model.pretrained_model_name_or_path", f"the template of {name}: {one_line(error)}")
-
-
-def _with_question_column(settings: Settings, rows: Dataset) -> tuple[Dataset, Prompts]:
-    """`rows`, renamed as prompts.rename says and with one column of questions, and the section that names it."""
-    prompts, names = settings.prompts, rows.column_names
-    for old, new in (prompts.rename or {}).items():
-        if old not in names or new in names or list(prompts.rename.values()).count(new) > 1:
-            problem = f"there is a column {new!r} already" if old in names else f"there is no column {old!r}"
-            raise settings.error(f"prompts.rename.{old}", f"{problem}; the data have {', '.join(names)}; fix the name")
-    rows = rows.rename_columns(prompts.rename or {})
-    columns = prompts.column if isinstance(prompts.column, list) else [prompts.column]
+            rows = rows.rename_column(old, new)
+        except ValueError as error:
+            raise settings.error(key, one_line(error)) from error
+    columns = settings.prompts.column
+    if isinstance(columns, str):
+        columns = [columns]
+    names = rows.column_names
     for column in columns:
-        if column not in rows.column_names:
-            problem = f"there is no column {column!r}; the data have {', '.join(rows.column_names)}"
-            raise settings.error("prompts.column", f"{problem}; {_column_meant(column, rows)}")
-    if columns == ["instruction"] and "input" in rows.column_names and any(rows["input"]):
+        if column not in names:
+            problem = f"there is no column {column!r}; the data have {', '.join(names)}"
+            raise settings.error("prompts.column", problem + did_you_mean(column, names, 0.4))
+    if columns == ["instruction"] and "input" in names and any(rows["input"]):
         print("note: the column input is no part of the question; prompts.column: [instruction, input] joins the two")
-    if columns == [prompts.column]:
-        return rows, prompts
-
-    def join(row: dict[str, Any], number: int) -> dict[str, str]:
-        texts = [row[column] for column in columns if row[column] is not None]
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            problem = f"row {number} holds {str(wrong[0])[:40]}, and only texts are joined; choose one column"
-            raise settings.error("prompts.column", problem)
-        return {" + ".join(columns): "\n\n".join(filter(str.strip, texts))}
-
-    return rows.map(join, with_indices=True, desc="Questions"), replace(prompts, column=" + ".join(columns))
-
-
-def _column_meant(column: str, rows: Dataset) -> str:
-    """What to do where there is no such column."""
-    for name, value in rows[0].items() if len(rows) == 1 else ():
-        if isinstance(value, list) and any(isinstance(row, dict) and column in row for row in value):
-            return f"its rows stand in {name}: set dataset.field: {name}"  # {"version": 1, "data": [...]}
-    near = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.4)
-    likely = near + [name for name in USUAL if name in rows.column_names]
-    return f"did you mean {likely[0]}?" if likely else "choose one of them"
+    if len(columns) == 1:
+        return rows, columns[0]
+    joined = []
+    for number, row in enumerate(rows.select_columns(columns)):
+        try:
+            joined.append("\n\n".join(text for text in row.values() if text and text.strip()))
+        except AttributeError as error:
+            raise settings.error("prompts.column", f"only texts are joined, not row {number}: {row}") from error
+    name = " + ".join(columns)
+    return rows.add_column(name, joined), name
