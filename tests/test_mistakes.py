@@ -244,8 +244,8 @@ LATEST = [
     ),
     ("training: {load_best_model_at_end: true}", ["--training.save_strategy=epoch"], "training.save_strategy"),
     ("training: {lr_scheduler_type: reduce_lr_on_plateau}", [], "mine:1: training.lr_scheduler_type"),
-    ("training: {fp16: true}", ["--training.bf16=true"], "training.bf16: cannot be true together with fp16"),
-    ("training: {bf16: true}", ["--training.fp16=true"], "training.fp16: cannot be true together with bf16"),
+    ("training: {fp16: true}", ["--training.bf16=true"], "training.bf16: "),
+    ("training: {bf16: true}", ["--training.fp16=true"], "training.fp16: "),
     ("model: {quantization_config: {load_in_4bit: true}}", ["--lora=null"], "lora: quantized weights are not trained"),
     ("lora: {target_modules: x.*}", ["--lora.layers_to_transform=1"], "lora.layers_to_transform"),
 ]

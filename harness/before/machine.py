@@ -109,11 +109,10 @@ def _check_folder(settings: Settings) -> None:
         return
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(file for file in files if not (folder / file).exists())
-        if missing:
-            problem = f"{len(missing)} of its {len(files)} files of weights are missing ({missing[0]})"
-            raise settings.error(NAME, f"{folder}: {problem}")
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for file in sorted(set(named.values())):
+            if not (folder / file).exists():
+                raise settings.error(NAME, f"{folder} lacks a part of the weights, {file}")
     elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         raise settings.error(NAME, f"{folder} holds no weights (*.safetensors)")
 

@@ -105,7 +105,7 @@ def doubts(plan: Plan) -> list[str]:
         found.append(f"learning_rate {rate:g} may destroy a model whose weights are all trained: {measured}")
     if not plan.lora and rate and plan.steps * rate < LEAST:
         few = f"{plan.steps:,} optimizer steps at learning_rate {rate:g} teach next to nothing"
-        found.append(f"{few}: their product is below {LEAST:g}; see recipes/cpu.yaml")
+        found.append(f"{few}; take more, or a higher one (recipes/cpu.yaml)")
     if args.use_vllm:
         found += _biased_sampling(plan)
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and not launched()

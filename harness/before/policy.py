@@ -116,15 +116,16 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
         if requested != "eager" and requested not in ALL_ATTENTION_FUNCTIONS.valid_keys():
             raise ValueError(f"unknown {requested!r}; use one of eager, sdpa, flash_attention_2")
         return requested, ""
-    try:
-        if not torch.cuda.is_available():
-            raise RuntimeError("there is no CUDA GPU")
-        lazy_import_flash_attention(requested)
-    except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
-        if from_hub:
-            raise ValueError(f"the kernel {requested} does not load ({in_short(error)})") from error
-        return None, f"not {requested}: {in_short(error)}; `make gpu` installs it"
-    return requested, ""
+    problem = "there is no CUDA GPU"
+    if torch.cuda.is_available():
+        try:
+            lazy_import_flash_attention(requested)
+            return requested, ""
+        except Exception as error:  # a missing package, a build for another torch, no network: many kinds
+            problem = f"{in_short(error)}; `make gpu` installs it"
+    if from_hub:
+        raise ValueError(f"the kernel {requested} does not load ({problem})")
+    return None, f"not {requested}: {problem}"
 
 
 def load_reward_models(rewards: list[Reward]) -> None:
