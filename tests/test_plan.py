@@ -1,5 +1,6 @@
 """plan and footprint: the memory and disk of a run, as measured and as our pages name them; the table; the doubts."""
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -108,7 +109,9 @@ def test_what_layers_keep_with_and_without_lora_is_what_a_real_forward_pass_keep
                 num_hidden_layers=2, dtype=dtype,
             )  # fmt: skip
             lora = LoraConfig(r=16, task_type="CAUSAL_LM", **options) if options else None
+            given = copy.deepcopy(lora)
             counted = kept(policy_of(config, precision=cast), lora, 4, 32, layers=2)
+            assert lora == given  # peft writes into the one it gets
             real = really_kept(config, lora, 4, 32, cast)
             if abs(counted / real - 1) > 0.05:
                 wrong.append((options, dtype, cast, counted, real))
