@@ -1,11 +1,8 @@
 """What --check passes starts: each setting goes through --check and, where it passes, through a run of two steps."""
 
-import json
 import shutil
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import train_grpo
 from harness.errors import UserError
@@ -67,53 +64,3 @@ def outcome(arguments: list[str]) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny, policy, tmp_path):
-    def no_weights(folder):
-        (folder / "model.safetensors").unlink()
-
-    def a_gguf(folder):
-        (folder / "model.safetensors").rename(folder / "model.gguf")
-
-    def a_part_missing(folder):
-        no_weights(folder)
-        index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    def quantized(folder):
-        config = json.loads((folder / "config.json").read_text())
-        quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-
-    def fewer_embeddings(folder):
-        config = AutoConfig.from_pretrained(folder)
-        config.vocab_size = len(AutoTokenizer.from_pretrained(folder)) // 2
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-
-    def neither_pad_nor_eos(folder):
-        file = folder / "tokenizer_config.json"
-        known = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        file.write_text(json.dumps(known | {"pad_token": None, "eos_token": None}))
-
-    half = ["--model.dtype", "float16", "--training.fp16", "true", "--training.bf16", "false"]
-    rows = [
-        (no_weights, [], "holds no weights (no *.safetensors)"),
-        (a_gguf, [], "holds only GGUF, a format for inference; name or download the safetensors model"),
-        (a_part_missing, [], "1 of 1 files are missing (model-00001-of-00002.safetensors)"),
-        (quantized, [], "are quantized (bitsandbytes), and such are not trained; choose the model"),
-        (fewer_embeddings, [], "embeddings; use the tokenizer that belongs to it"),
-        (neither_pad_nor_eos, [], "has neither a pad nor an eos token"),
-        (lambda folder: None, half, "model.dtype: the loss scaler of fp16 wants float32 weights"),
-        (lambda folder: None, [*half, *LORA], None),
-    ]
-    wrong = []
-    for i, (spoil, more, words) in enumerate(rows):
-        folder = tmp_path / str(i)
-        shutil.copytree(policy, folder)
-        spoil(folder)
-        message = outcome([*tiny, "--model.pretrained_model_name_or_path", str(folder), *more, "--check"])
-        if bool(message) != bool(words) or (words or "") not in (message or ""):
-            wrong.append((spoil.__name__, message))
-    assert not wrong, "\n".join(map(str, wrong))
-    assert torch.get_default_dtype() == torch.float32

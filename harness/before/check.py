@@ -16,12 +16,12 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
 from harness.before.data import prompt_text
+from harness.before.machine import check_weights
 from harness.before.messages import as_messages
 from harness.before.miniature import try_a_step
 from harness.before.plan import Plan
 from harness.before.policy import Policy, loading_problem
 from harness.before.resume import check_same_run
-from harness.before.weights import check_weights
 from harness.errors import RewardError, UserError, one_line
 from harness.processes import first_decides
 from harness.run_folder import RunFolder
@@ -40,7 +40,9 @@ def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | Non
         "model_init_kwargs": {key: settings.model[key] for key in elsewhere if key in settings.model} or None,
     }
     if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
-        training |= {"use_cpu": True, "bf16": False, "fp16": False}
+        training["use_cpu"] = True
+        if not (training.get("bf16") and training.get("fp16")):  # which it refuses anywhere
+            training |= {"bf16": False, "fp16": False}
     arguments = _built(settings, "training", GRPOConfig, training)
     return arguments, settings.lora and _built(settings, "lora", LoraConfig, settings.lora)
 
@@ -92,8 +94,8 @@ def check_services(settings: Settings, args: GRPOConfig) -> None:
 def check_generation(settings: Settings, policy: Policy) -> None:
     """What upstream would ignore, what contradicts a setting, and what casts the weights; raises UserError."""
     continuous, training = "use_transformers_continuous_batching", settings.training
-    casts = training.get(continuous) and training.get("bf16") is not False and not training.get("fp16")
-    if casts and (settings.lora or policy.dtype() != torch.bfloat16):
+    casts = training.get(continuous) and policy.precision == torch.bfloat16
+    if casts and (settings.lora or policy.dtype != torch.bfloat16):
         problem = "with bf16 it casts the weights that are trained, or LoRA's, from float32 to bfloat16 for good"
         key = settings.latest(f"training.{continuous}", "training.bf16", "model.dtype", "lora")
         ours = "" if continuous in key else f"{continuous}: "

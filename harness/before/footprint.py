@@ -3,17 +3,17 @@
 import copy
 import logging
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import GRPOConfig
 
 from harness.before.policy import Policy
-from harness.errors import one_line
+from harness.errors import in_short, one_line
 from harness.settings import Settings
 
 GB = 1e9
@@ -23,129 +23,175 @@ HEAD_TILE = 4096, 32_768  # tokens x vocabulary: the part of the logits that TRL
 LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits a value of Adam's state, block scales included
 
 
-class Footprint(NamedTuple):
-    """Estimated: bytes on each GPU, by part; and bytes that a run leaves on the disk."""
+@dataclass
+class Footprint:
+    """Estimated: bytes on each GPU, by part; and bytes that a run leaves on the disk.
+
+    `uncounted`: why the activations of a layer are taken for a Llama's; empty where they have been counted.
+    """
 
     parameters: int
     trainable: int
     memory: dict[str, float]
     disk: float
+    uncounted: str
 
 
 def footprint(settings: Settings, policy: Policy, args: GRPOConfig, lora: LoraConfig | None) -> Footprint:
-    """Sizes from the model's shape alone: it is built on the meta device, without weights."""
-    config, dtype = policy.config, policy.dtype()
+    """Sizes from the model's shape alone. Raises UserError for a LoRA that does not fit the model."""
+    text = policy.config.get_text_config()
+    rows = args.per_device_train_batch_size
+    tokens = (settings.prompts.max_length or 256) + args.max_completion_length
     unset_hf_deepspeed_config()  # or ZeRO-3 would divide a model that has no weights
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=args.trust_remote_code)
-        parameters = model.num_parameters()
-        try:
-            model = get_peft_model(model, lora) if lora else model
-        except Exception as error:  # ValueError: Target modules {...} not found in the base model
-            raise settings.error("lora", one_line(error)) from error
+    try:
+        parameters = _without_weights(policy, policy.config, None).num_parameters()
+    except Exception as error:  # ValueError: BloomForCausalLM does not support ... scaled_dot_product_attention yet
+        raise settings.error("model", one_line(error)) from error
+    try:
+        model = _without_weights(policy, policy.config, lora)
+    except Exception as error:  # ValueError: Target modules {...} not found in the base model
+        raise settings.error("lora", one_line(error)) from error
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    activations, uncounted = _activations(policy, args, lora, rows, tokens)
     if args.deepspeed_plugin:
         set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
     fsdp, zero = sharding(args)
-    text = config.get_text_config()
-    layers, hidden = text.num_hidden_layers, text.hidden_size
-    width = torch.finfo(dtype).bits // 8
-    # Not of `args`, from which --check takes these where there is no GPU.
-    half = torch.float16 if settings.training.get("fp16") else torch.bfloat16
-    mixed = settings.training.get("bf16") is not False or half == torch.float16
+    mixed = policy.precision is not None
+    width = policy.dtype.itemsize
     trained_width = 4 if lora or (fsdp and mixed) else width  # in which peft and FSDP2 keep what is trained
     state_width = LOW_BIT.get(args.optim, 8 * trained_width) / 8
-    embeddings = text.vocab_size * hidden  # these stay as they are where the rest is quantized
-    quantized = (settings.model.get("quantization_config") or {}).get("load_in_4bit")
-    weights = embeddings * width + (parameters - embeddings) * 0.52 if quantized else parameters * width
-    tokens = (settings.prompts.max_length or 256) + args.max_completion_length
-    micro_batch = args.per_device_train_batch_size
-    sampled = micro_batch * args.steps_per_generation
-    heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_size = getattr(text, "head_dim", None) or hidden // (heads or 1)
+    weights = parameters * (width if lora else trained_width)
+    quantization = policy.keywords.get("quantization_config") or {}
+    if quantization.get("load_in_4bit"):
+        embeddings = text.vocab_size * text.hidden_size  # which stay as they are
+        weights = embeddings * width + (parameters - embeddings) * 0.52
     memory = {
-        "weights": weights if lora else parameters * trained_width,
+        "weights": weights,
         "gradients": trainable * trained_width,
         # ZeRO's state is in float32, with the weights once more.
         "optimizer": trainable * (12 if zero and mixed else 2 * state_width),
         "reference model": parameters * width if args.beta and not lora else 0,
         "weights gathered to sample": parameters * width if zero == 3 and not args.use_vllm else 0,
-        "activations": _activations(policy, args, lora, (micro_batch, tokens), half if mixed else None),
+        "activations": activations,
         "CUDA context": 0 if settings.training.get("use_cpu") else CUDA_CONTEXT,
+        "sampling, beyond these": 0,
     }
-    # While it samples there are no gradients; of the logits there is one token a row, in float32, with two copies.
-    cache = 0 if args.use_vllm else sampled * tokens * layers * 2 * key_heads * head_size * 2
-    cache += 0 if args.use_vllm else 3 * 4 * sampled * text.vocab_size
-    memory["sampling, beyond these"] = max(0, cache - memory["gradients"] - memory["activations"])
-    for name, stage in DIVIDED_FROM.items():
-        memory[name] /= args.world_size if fsdp or zero >= stage else 1
+    if not args.use_vllm:  # while it samples there are no gradients
+        sampling = _sampling(text, rows * args.steps_per_generation, tokens)
+        memory["sampling, beyond these"] = max(0, sampling - memory["gradients"] - activations)
+    for part, stage in DIVIDED_FROM.items():
+        if fsdp or zero >= stage:
+            memory[part] /= args.world_size
+
     saved = trainable * trained_width
-    checkpoint = saved + (0 if args.save_only_model else 2 * trainable * state_width)
-    count = 0 if args.save_strategy == "no" else (args.save_total_limit or 10) + 1  # and the one being written
-    return Footprint(parameters, trainable, memory, saved + checkpoint * count)
-
-
-def _activations(
-    policy: Policy, args: GRPOConfig, lora: LoraConfig | None, shape: tuple[int, int], cast: torch.dtype | None
-) -> float:
-    """Bytes that a micro-batch of `shape`, (rows, tokens), takes at most; products are computed in `cast`, if any."""
-    text, dtype = policy.config.get_text_config(), policy.dtype()
-    layers, hidden, width = text.num_hidden_layers, text.hidden_size, torch.finfo(dtype).bits // 8
-    (rows, tokens), half = shape, 2 if cast else width
-    for padded in (True, False):  # a mask as of padded rows, where the model takes one with four dimensions
-        try:
-            one, two = (_kept(policy, args, lora, shape, cast, layers=n, padded=padded) for n in (1, 2))
-            break
-        except Exception:  # of many kinds: a model without attention, or one whose way depends on its values
-            mlp = getattr(text, "intermediate_size", None) or 4 * hidden  # GPT-2 and its like do not say what is usual
-            one, two = (n * rows * tokens * (24 * hidden + 8 * mlp) for n in (1, 2))  # as a Llama's
-    head = 4 * rows * tokens * hidden + half * min(rows * args.max_completion_length, HEAD_TILE[0]) * HEAD_TILE[1]
-    if not lora:  # the gradient of the head is summed in float32
-        head += text.vocab_size * hidden * (4 + (width if width < 4 else 0))
-    if args.gradient_checkpointing:
-        return layers * rows * tokens * hidden * width + max(head, one)
-    return one + (layers - 1) * (two - one) + head
-
-
-def _kept(policy, args, lora, shape, cast, layers: int, padded: bool) -> int:
-    """Bytes that so many layers keep for the backward pass, as PyTorch itself keeps them: of tensors without values."""
-    config, held = copy.deepcopy(policy.config.get_text_config()), {}
-    config.num_hidden_layers = layers
-    for name, value in vars(config).items():
-        if "att" in name and "drop" in name:  # with it a CPU keeps the whole matrix of attention, a GPU does not
-            setattr(config, name, 0.0)
-        elif name == "layer_types" and value:
-            setattr(config, name, value[:layers])
-    attention = policy.keywords.get("attn_implementation")
-    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what goes wrong there is dealt with here
-    flash = bool(attention) and attention not in ("sdpa", "eager")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=policy.dtype(), attn_implementation=None if flash else attention,
-            trust_remote_code=args.trust_remote_code,
-        )  # fmt: skip
-        body = model.base_model.train()
-        get_peft_model(model, lora) if lora else None  # in place
-        weights = {id(tensor.untyped_storage()) for tensor in body.parameters()}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if id(storage) not in weights:
-                held[id(storage)] = storage  # kept, or the next one could have its address
-            return tensor
-
-        mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool) if padded and not flash else None
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", cast or torch.bfloat16, enabled=bool(cast)):
-            body(input_ids=torch.ones(shape, dtype=torch.long), attention_mask=mask, use_cache=False)
-        return sum(storage.nbytes() for storage in held.values())
+    checkpoint = saved if args.save_only_model else saved + 2 * trainable * state_width
+    checkpoints = 0
+    if args.save_strategy != "no":
+        checkpoints = (args.save_total_limit or 10) + 1  # and the one being written
+    return Footprint(parameters, trainable, memory, saved + checkpoint * checkpoints, uncounted)
 
 
 def sharding(args: GRPOConfig) -> tuple[bool, int]:
     """(whether FSDP divides the model over the processes, DeepSpeed's ZeRO stage or 0), as the launcher has chosen."""
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return fsdp, args.deepspeed_plugin.zero_stage if args.deepspeed_plugin else 0
+
+
+def _sampling(text: PreTrainedConfig, rows: int, tokens: int) -> float:
+    """Bytes of the cache of keys and values, and of the logits of one token a row: in float32, with two copies."""
+    heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // (heads or 1)
+    keys_and_values = 2 * text.num_hidden_layers * key_heads * head_size
+    return rows * tokens * keys_and_values * 2 + rows * text.vocab_size * 3 * 4
+
+
+# ---- activations
+
+
+def _activations(
+    policy: Policy, args: GRPOConfig, lora: LoraConfig | None, rows: int, tokens: int
+) -> tuple[float, str]:
+    """(bytes that a micro-batch takes at most, why its layers could not be counted, or nothing)."""
+    text = policy.config.get_text_config()
+    width = policy.dtype.itemsize
+    hidden = rows * tokens * text.hidden_size  # values of a micro-batch between two layers
+    uncounted = ""
+    try:
+        first = kept(policy, lora, rows, tokens, layers=1)
+        another = kept(policy, lora, rows, tokens, layers=2) - first
+    except Exception as error:  # of many kinds: LoRA for the tenth layer, a model whose way depends on its values
+        uncounted = in_short(error)
+        mlp = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # GPT-2 does not say what is usual
+        first = another = 24 * hidden + 8 * rows * tokens * mlp
+    scored = min(rows * args.max_completion_length, HEAD_TILE[0])
+    head = 4 * hidden + scored * HEAD_TILE[1] * (2 if policy.precision else width)
+    if not lora:  # the gradient of the head is summed in float32
+        head += text.vocab_size * text.hidden_size * (4 if width == 4 else 4 + width)
+    if args.gradient_checkpointing:  # each layer's input is kept, and one layer is computed again at a time
+        return text.num_hidden_layers * hidden * width + max(head, first), uncounted
+    return first + (text.num_hidden_layers - 1) * another + head, uncounted
+
+
+def kept(policy: Policy, lora: LoraConfig | None, rows: int, tokens: int, layers: int) -> int:
+    """Bytes that so many layers keep for the backward pass, as PyTorch itself keeps them: of tensors without values."""
+    config = copy.deepcopy(policy.config.get_text_config())
+    config.num_hidden_layers = layers
+    for name, value in vars(config).items():
+        if "att" in name and "drop" in name:  # with it a CPU keeps the whole matrix of attention, a GPU does not
+            setattr(config, name, 0.0)
+        elif name == "layer_types" and value:
+            config.layer_types = value[:layers]
+    body = _without_weights(policy, config, lora).base_model.train()  # without the head
+    for module in body.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p:
+            module.forward = _drop_as_a_gpu_does
+    storages = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage  # kept, or the next one could have its address
+        return tensor
+
+    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what goes wrong there, the plan says
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        body.to_empty(device="cpu")  # without values as before, but computed as on a CPU, with its autocast
+        batch = torch.ones(rows, tokens, dtype=torch.long)
+        with hooks, torch.autocast("cpu", policy.precision or torch.bfloat16, enabled=policy.precision is not None):
+            body(input_ids=batch, attention_mask=batch, use_cache=False)  # a mask, as of padded rows
+        for weight in body.parameters():
+            storages.pop(weight.untyped_storage()._cdata, None)
+        return sum(storage.nbytes() for storage in storages.values())
+
+
+def _drop_as_a_gpu_does(values: torch.Tensor) -> torch.Tensor:
+    """Dropout that keeps its mask in bytes; a CPU keeps it in the values' own type."""
+    return torch.native_dropout(values, 0.5, True)[0]
+
+
+def _without_weights(policy: Policy, config: PreTrainedConfig, lora: LoraConfig | None) -> PreTrainedModel:
+    """A model of this config on the device `meta`, where a tensor is a shape; with PyTorch's attention for another.
+
+    LoRA is put into it there, as peft does not take a model of FakeTensorMode.
+    """
+    attention = policy.keywords.get("attn_implementation")
+    if attention not in ("eager", "sdpa"):
+        attention = None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=policy.dtype,
+            attn_implementation=attention,
+            trust_remote_code=policy.keywords.get("trust_remote_code", False),
+        )
+        if lora:
+            get_peft_model(model, copy.deepcopy(lora))  # in place; peft also writes into the config
+    return model
+
+
+# ---- which small steps rounding keeps
 
 
 def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:

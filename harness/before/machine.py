@@ -1,65 +1,134 @@
-"""Machine: can these settings run here at all? Asked first, before anything is read or loaded."""
+"""Machine: can these settings run here, and can these weights be trained? Asked before any of them is loaded."""
 
+import json
 import os
 import shutil
 import sys
 import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers.quantizers import AutoHfQuantizer
 
+from harness.before.data import prompt_text
 from harness.before.footprint import LOW_BIT
-from harness.errors import UserError
+from harness.before.plan import Plan
+from harness.before.policy import NAME, precision
+from harness.errors import UserError, one_line
 from harness.settings import Settings
 
 
 def check_machine(settings: Settings) -> None:
-    """Can these settings run on this machine at all? Raises UserError."""
+    """What the settings alone ask of the machine, before anything is read; raises UserError."""
     training = settings.training
-    if training.get("bf16") and training.get("fp16"):  # as GRPOConfig would, from which --check takes both
-        key = settings.latest("training.fp16", "training.bf16")
-        other = "bf16" if key == "training.fp16" else "fp16"
-        raise settings.error(key, f"cannot be true together with {other}; set one of them to false")
-    if settings.model.get("quantization_config") and settings.lora is None:
-        problem = "quantized weights are not trained without LoRA; use recipes/qlora.yaml, or do not quantize"
-        raise settings.error(settings.latest("model.quantization_config", "lora"), problem)
-    if settings.options.check and not training.get("use_cpu") and not torch.cuda.is_available():
-        return print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
+    if settings.model.get("quantization_config"):
+        _check_quantized(settings, "model.quantization_config", settings.model["quantization_config"])
+    if _for_another_machine(settings):
+        print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
+        return
     if training.get("use_vllm") and find_spec("vllm") is None:
         raise settings.error("training.use_vllm", "vLLM is not installed; run `make gpu`, or set it to false")
-    if settings.model.get("quantization_config") and find_spec("bitsandbytes") is None:
-        problem = "bitsandbytes is not installed; run `make gpu`, or leave quantization_config out"
-        raise settings.error("model.quantization_config", problem)
-    if training.get("optim") in LOW_BIT and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise settings.error("training.optim", "torchao compiles it, and there is no C compiler here; install gcc")
-    if training.get("use_cpu"):
-        return
+    if training.get("optim") in LOW_BIT:
+        compiler = missing_compiler()
+        if compiler:
+            raise settings.error("training.optim", f"torchao compiles it, and there is no {compiler}")
+    if not training.get("use_cpu"):
+        _check_gpus(settings)
+
+
+def check_weights(plan: Plan) -> None:
+    """What would go wrong with this model's weights, once they were loaded; raises UserError."""
+    settings, policy = plan.settings, plan.policy
+    _check_folder(settings)
+    quantization = getattr(policy.config, "quantization_config", None)
+    if quantization:
+        _check_quantized(settings, NAME, quantization)
+    if policy.precision == policy.dtype == torch.float16 and not plan.lora:
+        problem = "the loss scaler of fp16 wants float32 weights, not float16; set model.dtype: float32, or use LoRA"
+        raise settings.error("model.dtype", problem)
+    _check_token_ids(plan)
+
+
+def _for_another_machine(settings: Settings) -> bool:
+    """Whether this is a --check on a machine without a GPU, of a run that needs one."""
+    return settings.options.check and not settings.training.get("use_cpu") and not torch.cuda.is_available()
+
+
+def _check_gpus(settings: Settings) -> None:
     if not torch.cuda.is_available():
-        raise UserError(
-            "machine: no CUDA GPU found; recipes/cpu.yaml trains a small model on a CPU, and `make demo` shows it"
-        )
-    if (count := torch.cuda.device_count()) > 1 and "LOCAL_RANK" not in os.environ:
-        all_of_them = f"all of them with `python -m harness launch --num_processes {count} train_grpo.py`"
-        one = "one with CUDA_VISIBLE_DEVICES=0"
-        raise UserError(f"machine: {count} GPUs are visible to plain python; use {all_of_them}, or {one}")
-    no_bf16 = training.get("bf16") is False or training.get("fp16")  # upstream's default is bf16
-    if not no_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        problem = f"{torch.cuda.get_device_name()} has no bfloat16; set training.bf16: false and training.fp16: true"
-        raise settings.error("training.bf16", f"{problem} (with model.dtype: float32, or LoRA)")
-    if problem := no_compiler():
-        raise UserError(f"machine: {problem}")
+        remedy = "recipes/cpu.yaml trains a small model on a CPU, and `make demo` shows it"
+        raise UserError(f"machine: no CUDA GPU found; {remedy}")
+    count = torch.cuda.device_count()
+    if count > 1 and "LOCAL_RANK" not in os.environ:
+        launch = f"python -m harness launch --num_processes {count} train_grpo.py"
+        raise UserError(f"machine: {count} GPUs are visible to one process; use `{launch}`, or CUDA_VISIBLE_DEVICES=0")
+    if precision(settings.training) == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        remedy = "set training.bf16: false and training.fp16: true (with model.dtype: float32, or LoRA)"
+        raise settings.error("training.bf16", f"{torch.cuda.get_device_name()} has no bfloat16; {remedy}")
+    if find_spec("triton") is not None:  # without it TRL does not compile its log-probabilities
+        compiler = missing_compiler()
+        if compiler:
+            raise UserError(f"machine: Triton compiles at the first step, and there is no {compiler}")
 
 
-def no_compiler() -> str | None:
-    """What Triton lacks, as it looks for it: TRL's log-probabilities on a GPU are compiled at the first step."""
-    if find_spec("triton") is None:  # TRL does without it then
-        return None
-    named, missing = os.environ.get("CC"), []
-    if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
-        missing.append(f"compiler {named}, which CC names" if named else "C compiler")
+def missing_compiler() -> str:
+    """The compiler or header that is not here, of those that compiled steps need, as Triton looks for them; or ""."""
+    compilers = ["gcc", "clang"]
+    if "CC" in os.environ:
+        compilers = [os.environ["CC"]]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        return f"C compiler ({' or '.join(compilers)})"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    header = os.path.join(sysconfig.get_paths(scheme)["include"], "Python.h")
-    missing += [] if os.path.exists(header) else [header]
-    python = f"python3.{sys.version_info.minor}-dev"
-    remedy = f"with which Triton compiles at the first step; apt install gcc {python}, or what your system calls them"
-    return f"no {' and no '.join(missing)}, {remedy}" if missing else None
+    header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if not header.exists():
+        return f"{header}; install python3.{sys.version_info.minor}-dev"
+    return ""
+
+
+def _check_quantized(settings: Settings, key: str, quantization: dict[str, Any]) -> None:
+    """Quantized weights are trained with LoRA alone, and their package has to be there."""
+    if quantization.get("quant_method") == "mxfp4":  # is loaded as bfloat16
+        return
+    if settings.lora is None:
+        keys = (key, "lora")
+        raise settings.error(keys, "quantized weights are not trained without LoRA; see recipes/qlora.yaml")
+    if _for_another_machine(settings):
+        return
+    try:
+        AutoHfQuantizer.from_config(quantization, pre_quantized=key == NAME).validate_environment()
+    except (ImportError, RuntimeError, ValueError) as error:  # a package is missing, or does not work here
+        raise settings.error(key, one_line(error)) from error
+
+
+def _check_folder(settings: Settings) -> None:
+    """A folder has weights, and all of their files."""
+    folder = Path(settings.model["pretrained_model_name_or_path"], settings.model.get("subfolder") or "")
+    if not folder.is_dir() or settings.model.get("gguf_file"):
+        return
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for file in sorted(set(named.values())):
+            if not (folder / file).exists():
+                raise settings.error(NAME, f"{folder} lacks a part of the weights, {file}")
+    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise settings.error(NAME, f"{folder} holds no weights (*.safetensors)")
+
+
+def _check_token_ids(plan: Plan) -> None:
+    """Each token that the template and the tokenizer make has an embedding."""
+    tokenizer = plan.policy.tokenizer
+    known = plan.policy.config.get_text_config().vocab_size
+    if max(tokenizer.get_vocab().values()) < known:
+        return
+    highest = max(tokenizer.pad_token_id, tokenizer.eos_token_id or 0)
+    for rows in (plan.data.train, plan.data.held_out):
+        for row in rows:
+            text = prompt_text(row["prompt"], tokenizer, plan.args.chat_template_kwargs or {})
+            highest = max([highest, *tokenizer(text, add_special_tokens=False)["input_ids"]])
+    if highest >= known:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        problem = f"its tokenizer makes {token!r} the token {highest}, but it has only {known} embeddings"
+        raise plan.settings.error(NAME, problem)

@@ -64,7 +64,7 @@ def _train_once(plan: Plan, folder: str) -> None:
         num_key_value_heads=1, max_position_embeddings=10**6,
         attn_implementation=plan.policy.keywords.get("attn_implementation"),
     )  # fmt: skip
-    model = Qwen2ForCausalLM(config).to(torch.float32 if plan.lora else plan.policy.dtype())
+    model = Qwen2ForCausalLM(config).to(torch.float32 if plan.lora else plan.policy.dtype)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[_any_reward],

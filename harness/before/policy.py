@@ -6,6 +6,12 @@ from shlex import quote
 from typing import Any
 
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,27 +25,28 @@ from transformers.modeling_flash_attention_utils import lazy_import_flash_attent
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.errors import UserError, in_short
-from harness.keys import FORMATS
 from harness.reward import Reward
 from harness.settings import Settings
 
+NAME = "model.pretrained_model_name_or_path"
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
-NOT_ON_THE_HUB = {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}
-HUB_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"}
 
 
 @dataclass
 class Policy:
-    """The policy without its weights; `fallback` says why its attention is not what was asked for, if it is not.
+    """The policy without its weights.
 
     `keywords`: of from_pretrained, to load the weights; with a folder's absolute path, under which an adapter finds
-    its base model from anywhere.
+    its base model from anywhere. `fallback`: why its attention is not what was asked for, or "". `dtype`: of its
+    weights. `precision`: see `precision`.
     """
 
     keywords: dict[str, Any]
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     fallback: str
+    dtype: torch.dtype
+    precision: torch.dtype | None
 
     def load(self) -> PreTrainedModel:
         # cuDNN's attention plans anew for each shape, and its backward pass gives NaN at some lengths of padded batches
@@ -47,40 +54,54 @@ class Policy:
         torch.backends.cuda.enable_cudnn_sdp(False)
         return AutoModelForCausalLM.from_pretrained(**self.keywords)
 
-    def dtype(self) -> torch.dtype:
-        """What model.dtype comes to: `auto`, or nothing, is the type that the model was saved in."""
-        dtype = self.keywords.get("dtype") or "auto"
-        return self.config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
-
 
 def load_policy(settings: Settings) -> Policy:
     """Config, tokenizer and a usable attention, from the section `model`; eos pads where there is no pad token."""
-    model, key = settings.model, "model.pretrained_model_name_or_path"
+    model = settings.model
     name = model["pretrained_model_name_or_path"]
     if (Path(name) / "adapter_config.json").exists():
-        merge = f"merge it first: python -m harness merge {quote(name)}; then name {name.rstrip('/')}-merged"
-        raise settings.error(key, f"{name} is a LoRA adapter; {merge}")
+        raise settings.error(NAME, f"{name} is a LoRA adapter; make it a model: python -m harness merge {quote(name)}")
     # Without trust_remote_code upstream would ask at the terminal.
     where = {"trust_remote_code": False} | {key: model[key] for key in WHERE_KEYS if key in model}
     try:
         config = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # OSError, ValueError and huggingface_hub's own, each for several causes
-        raise settings.error(key, loading_problem(name, error)) from error
+        raise settings.error(NAME, loading_problem(name, error)) from error
     if tokenizer.chat_template is None:
-        problem = f"the tokenizer of {name} has no chat template, so it is no chat model; choose an instruct model"
-        raise settings.error(key, problem)
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise settings.error(key, f"the tokenizer of {name} has neither a pad nor an eos token; set one of them there")
+        raise settings.error(NAME, f"the tokenizer of {name} has no chat template; choose an instruct model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise settings.error(NAME, f"the tokenizer of {name} has neither a pad nor an eos token")
     try:
         attention, fallback = usable_attention(model.get("attn_implementation"))
     except ValueError as error:
         raise settings.error("model.attn_implementation", str(error)) from error
-    absolute = str(Path(name).absolute()) if Path(name).is_dir() else name
-    found = {"pretrained_model_name_or_path": absolute, "attn_implementation": attention}
-    return Policy(model | found, config, tokenizer, fallback)
+    if Path(name).is_dir():
+        name = str(Path(name).absolute())
+    keywords = model | {"pretrained_model_name_or_path": name, "attn_implementation": attention}
+    return Policy(keywords, config, tokenizer, fallback, weights_dtype(model, config), precision(settings.training))
+
+
+def weights_dtype(model: dict[str, Any], config: PreTrainedConfig) -> torch.dtype:
+    """What model.dtype comes to: `auto`, or nothing, is the type that the model was saved in."""
+    dtype = model.get("dtype") or "auto"
+    if dtype == "auto":
+        return config.dtype or torch.float32
+    return getattr(torch, dtype)
+
+
+def precision(training: dict[str, Any]) -> torch.dtype | None:
+    """In what matrix products are computed, whatever the weights are; None: as the weights are.
+
+    Of the settings, not of GRPOConfig, which --check makes for the CPU where there is no GPU.
+    """
+    if training.get("fp16"):
+        return torch.float16
+    if training.get("bf16") is False:
+        return None
+    return torch.bfloat16  # upstream's default
 
 
 def usable_attention(requested: str | None) -> tuple[str | None, str]:
@@ -88,63 +109,60 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
 
     Raises ValueError for a name that upstream does not know, and for a kernel of the Hub that cannot be loaded.
     """
-    if requested in (None, "eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()) and not str(requested).startswith("flash"):
+    if requested is None:
+        return None, ""
+    from_hub = "/" in requested
+    if not from_hub and not requested.startswith("flash_attention"):
+        if requested != "eager" and requested not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+            raise ValueError(f"unknown {requested!r}; use one of eager, sdpa, flash_attention_2")
         return requested, ""
-    if "/" not in requested and not requested.startswith("flash_attention"):
-        raise ValueError(f"unknown {requested!r}; use one of eager, sdpa, flash_attention_2")
-    try:
-        if not torch.cuda.is_available():
-            raise RuntimeError("there is no CUDA GPU")
-        lazy_import_flash_attention(requested)
-    except Exception as error:  # a missing package, a build for another torch, no network: upstream raises many kinds
-        if "/" in requested:
-            raise ValueError(f"the kernel {requested} does not load ({in_short(error)}); use sdpa") from error
-        return None, f"not {requested}: {in_short(error)}; `make gpu` installs it"
-    return requested, ""
+    problem = "there is no CUDA GPU"
+    if torch.cuda.is_available():
+        try:
+            lazy_import_flash_attention(requested)
+            return requested, ""
+        except Exception as error:  # a missing package, a build for another torch, no network: many kinds
+            problem = f"{in_short(error)}; `make gpu` installs it"
+    if from_hub:
+        raise ValueError(f"the kernel {requested} does not load ({problem})")
+    return None, f"not {requested}: {problem}"
 
 
 def load_reward_models(rewards: list[Reward]) -> None:
     """Load each reward that is a model, as TRL would; but TRL would hand it the policy's `model_init_kwargs` too."""
     for reward in rewards:
-        if reward.function is None:
-            try:
-                reward.model = AutoModelForSequenceClassification.from_pretrained(reward.name, num_labels=1)
-                reward.tokenizer = AutoTokenizer.from_pretrained(reward.name)
-            except Exception as error:
-                raise UserError(f"rewards.{reward.name}: {loading_problem(reward.name, error)}") from error
-
-
-def _files_of(folder: str, ending: str) -> bool:
-    return any(Path(folder).glob(f"*.{ending}"))
+        if reward.function is not None:
+            continue
+        try:
+            reward.model = AutoModelForSequenceClassification.from_pretrained(reward.name, num_labels=1)
+            reward.tokenizer = AutoTokenizer.from_pretrained(reward.name)
+        except Exception as error:
+            raise UserError(f"rewards.{reward.name}: {loading_problem(reward.name, error)}") from error
 
 
 def loading_problem(name: str, error: BaseException) -> str:
-    """Why `name` could not be loaded, and what to do: a wrong path or name, no access, no network, bad data."""
-    kinds, cause, denied = set(), error, None
-    while cause is not None:
-        kinds.add(type(cause).__name__)
-        denied = denied or (cause.filename if isinstance(cause, PermissionError) else None)
-        cause = cause.__cause__ or cause.__context__
-    if "GatedRepoError" in kinds:
+    """Why a model could not be loaded: in one line where there is something to do, else in upstream's words."""
+    if _cause(error, GatedRepoError):
         return f"{name} is gated; accept its terms on its Hub page and run `hf auth login`"
-    if name.endswith(".gguf") or (
-        Path(name).is_dir() and _files_of(name, "gguf") and not _files_of(name, "safetensors")
-    ):
+    if any(Path(name).glob("*.gguf")) and not any(Path(name).glob("*.safetensors")) or name.endswith(".gguf"):
         return f"{name} is GGUF, a format for inference; name the safetensors model that it was made from"
-    if Path(name).is_dir() and set(name) & set("[]*?"):
-        return f"{name}: datasets takes [ ] * ? in a folder's name for a pattern; rename it, or name its files"
-    if "PermissionError" in kinds and not Path(name).exists():
-        return f"{denied} cannot be written, where what is loaded is kept; set HF_HOME to a folder of your own"
-    if "UnicodeDecodeError" in kinds:
-        return f"{name} is not UTF-8; save it as UTF-8, or set dataset.encoding (cp932 for Japanese Windows)"
-    if Path(name).is_file() and Path(name).suffix.lower() not in FORMATS and "FileNotFoundError" in kinds:
-        return f"{name} is of no known format; use {', '.join(FORMATS)} (of a spreadsheet: save it as CSV, UTF-8)"
-    unknown, unreachable = kinds & NOT_ON_THE_HUB, kinds & HUB_UNREACHABLE
-    if Path(name).exists() or not (unknown or unreachable or "FileNotFoundError" in kinds):
-        return f"{name} does not load ({in_short(error.__cause__ or error)}); fix it or choose another"
-    here = f"there is no folder or file {Path(name).absolute()}"
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not (unknown or unreachable):
-        return f"{here}; fix the path"
-    if unknown:
-        return f"{here}, and the Hub has no {name} that you may read; fix the name, or run `hf auth login`"
-    return f"{here}, and the Hub cannot be reached; fix the path, or give the folder that `hf download {name}` makes"
+    if Path(name).exists():
+        return f"{name} does not load ({in_short(error.__cause__ or error)})"
+    denied = _cause(error, PermissionError)
+    if denied:
+        return f"{denied.filename} cannot be written; set HF_HOME to a folder of your own"
+    nowhere = f"there is no folder or file {Path(name).absolute()}"
+    if _cause(error, HFValidationError):  # it can be no name on the Hub
+        return nowhere
+    if _cause(error, RepositoryNotFoundError):
+        return f"{nowhere}, and no {name} on the Hub that you may read (`hf auth login`)"
+    if _cause(error, LocalEntryNotFoundError, ConnectionError):
+        return f"{nowhere}, and the Hub cannot be reached; `hf download {name}` elsewhere makes a folder of it"
+    return f"{name} does not load ({in_short(error)})"
+
+
+def _cause(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
+    """The first of an error, its cause, the cause of that, ... that is of one of these kinds."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,259 @@
+"""plan and footprint: the memory and disk of a run, as measured and as our pages name them; the table; the doubts."""
+
+import copy
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from peft import LoraConfig, get_peft_model
+from trl import GRPOConfig
+
+import train_grpo
+from harness.before.check import training_arguments
+from harness.before.footprint import footprint, kept
+from harness.before.plan import Plan, doubts
+from harness.before.policy import Policy, load_policy, precision
+from harness.settings import read_settings
+
+TINYSWALLOW = (28, 1536, 8960, 12, 2, 151936, True)
+
+
+def policy_of(config, model=(), precision=torch.bfloat16) -> Policy:
+    """A policy of this shape alone."""
+    return Policy(dict(model), config, None, "", config.dtype or torch.float32, precision)
+
+
+def footprint_of(shape, settings):
+    """Of a model with (layers, hidden, MLP, heads, KV heads, vocabulary, whether its embeddings are tied)."""
+    names = ["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"]
+    names += ["vocab_size", "tie_word_embeddings"]
+    dtype = settings.model["dtype"]
+    config = transformers.Qwen2Config(**dict(zip(names, shape, strict=True)), dtype=dtype)
+    args, lora = training_arguments(settings)
+    return footprint(settings, policy_of(config, settings.model, precision(settings.training)), args, lora)
+
+
+def of_recipes(*recipes, more=()):
+    return read_settings(["--check", *(part for name in recipes for part in ("--config", f"{ROOT}/{name}")), *more])
+
+
+def test_the_footprint_of_the_articles_model():
+    size = footprint_of(TINYSWALLOW, of_recipes())
+    assert size.parameters == size.trainable == 1_543_714_304
+    held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
+    assert held == 5 * 2 * size.parameters
+    assert size.disk == 2 * size.parameters * (1 + 3 * 3)  # the model; two checkpoints kept and one being written
+
+
+# GB that four layers keep beyond what two do, of 16 rows of 512 tokens with padding, on an H200: weights in bfloat16,
+# and in float32; products are in bfloat16.
+WIDTHS = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"
+MEASURED = [
+    ("Qwen2", (1536, 8960, 12, 2), 1.796, 2.235),
+    ("Qwen2", (896, 4864, 14, 2), 1.007, 1.214),
+    ("Qwen3", (2048, 6144, 16, 8, 128), 1.932, 2.469),
+    ("Llama", (4096, 14336, 32, 8, 128), 3.509, 5.053),
+    ("Gemma3Text", (1152, 6912, 4, 1, 256), 1.855, 2.104),
+    ("Phi3", (3072, 8192, 32, 32), 2.603, 3.257),
+]
+
+
+def test_what_a_layer_keeps_is_what_a_gpu_measured():
+    wrong = []
+    for family, widths, *measured in MEASURED:
+        shape = dict(zip(WIDTHS, widths, strict=False)) | {"vocab_size": 1000, "pad_token_id": 0}
+        for dtype, gigabytes in zip((torch.bfloat16, torch.float32), measured, strict=True):
+            policy = policy_of(getattr(transformers, f"{family}Config")(**shape, dtype=dtype))
+            two, four = (kept(policy, None, 16, 512, layers=n) / 1e9 for n in (2, 4))
+            if abs((four - two) / gigabytes - 1) > 0.02:
+                wrong.append((family, dtype, four - two, gigabytes))
+    assert wrong == []
+
+
+def really_kept(config, lora, rows, tokens, cast) -> int:
+    """Bytes that a forward pass of a real model with real values keeps, beside its weights."""
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    body = model.base_model.train()
+    if lora:
+        get_peft_model(model, lora)
+    sizes, alive = {}, []
+
+    def keep(tensor):
+        alive.append(tensor)
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = torch.ones(rows, tokens, dtype=torch.long)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", cast or torch.bfloat16, enabled=cast is not None):
+        body(batch, attention_mask=torch.tril(torch.ones(tokens, tokens))[None, None].bool(), use_cache=False)
+    weights = {weight.data_ptr() for weight in body.parameters()}
+    return sum(size for address, size in sizes.items() if address not in weights)
+
+
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+LORAS = [None, {"target_modules": SEVEN}, {"target_modules": ["q_proj"]}, {"target_modules": "all-linear"}]
+LORAS.append({"target_modules": SEVEN, "use_dora": True})
+
+
+def test_what_layers_keep_with_and_without_lora_is_what_a_real_forward_pass_keeps():
+    """Of SmolLM2-135M's widths; a few tokens, so that the mask weighs little."""
+    wrong = []
+    for options in LORAS:
+        for dtype, cast in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, None)):
+            config = transformers.LlamaConfig(
+                hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, vocab_size=100,
+                num_hidden_layers=2, dtype=dtype,
+            )  # fmt: skip
+            lora = LoraConfig(r=16, task_type="CAUSAL_LM", **options) if options else None
+            given = copy.deepcopy(lora)
+            counted = kept(policy_of(config, precision=cast), lora, 4, 32, layers=2)
+            assert lora == given  # peft writes into the one it gets
+            real = really_kept(config, lora, 4, 32, cast)
+            if abs(counted / real - 1) > 0.05:
+                wrong.append((options, dtype, cast, counted, real))
+    assert wrong == []
+
+
+def test_dropout_keeps_a_byte_a_value_as_on_a_gpu():
+    config = transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2, vocab_size=9)
+    a_layer = []
+    for dropout in (0.0, 0.05):
+        lora = LoraConfig(target_modules=SEVEN, lora_dropout=dropout)
+        one, two = (kept(policy_of(config), lora, 4, 32, layers=n) for n in (1, 2))
+        a_layer.append(two - one)
+    assert a_layer[1] - a_layer[0] == 4 * 32 * (6 * 64 + 128)  # what the seven are given
+
+
+def test_a_run_takes_the_memory_that_an_h200_measured():
+    """PyTorch's peak of allocated memory, in GB; completions of 256 tokens, and prompts of nearly 256 in the second."""
+    for recipes, measured in (((), 17.69), (("recipes/80gb.yaml",), 62.42)):
+        memory = footprint_of(TINYSWALLOW, of_recipes(*recipes)).memory
+        assert (sum(memory.values()) - memory["CUDA context"]) / 1e9 == pytest.approx(measured, rel=0.03)
+
+
+def test_the_memory_that_a_recipe_names_is_the_calculated_one():
+    named, computed = {}, {}
+    for recipe in ("16gb", "24gb", "80gb", "lora", "qlora", "t4"):
+        text = (ROOT / f"recipes/{recipe}.yaml").read_text()
+        named[recipe] = [int(number) for number in re.findall(r"(\d+) GB by calculation", text)]
+        size = footprint_of(TINYSWALLOW, of_recipes(f"recipes/{recipe}.yaml"))
+        computed[recipe] = [round(sum(size.memory.values()) / 1e9)]
+        assert size.uncounted == ""
+    assert named == computed
+
+
+# Qwen2.5's, 1.5B, 7B and 32B
+SHAPES = [TINYSWALLOW, (28, 3584, 18944, 28, 4, 152064, False), (64, 5120, 27648, 40, 8, 152064, False)]
+ENGINES = [([], False, 1), ([], True, 8), ([], True, 16), (["recipes/lora.yaml"], False, 1)]
+ENGINES.append((["recipes/lora.yaml"], True, 8))
+
+
+def test_the_memory_that_the_page_on_scaling_names_is_the_calculated_one(monkeypatch):
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    named = [[int(cell) for cell in row] for row in re.findall(r"^\|.*\| (\d+) \| (\d+) \| (\d+) \|$", page, re.M)]
+    for (recipes, fsdp, processes), row in zip(ENGINES, named, strict=True):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", str(fsdp).lower())
+        settings = of_recipes(*recipes, more=["--training.per_device_train_batch_size", "8"])
+        monkeypatch.setattr("trl.GRPOConfig.world_size", processes)
+        sizes = [footprint_of(shape, settings) for shape in SHAPES]
+        assert [round(sum(size.memory.values()) / 1e9) for size in sizes] == row
+
+
+BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
+SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
+DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
+DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", "512 generated tokens", "GB (estimated)"]
+DEMO += ["answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
+LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
+PLANS = [  # (arguments, what the plan says, what it does not)
+    ([], DEMO, ["lost everything", "round back", "roughly"]),
+    (["--training.save_strategy", "no"], ["warning: save_strategy"], []),
+    (["--model.attn_implementation", "flash_attention_2"], ["sdpa", "not flash_attention_2: "], []),
+    (SMALL, ["round back"], []),
+    ([*SMALL, *BY_CHANCE[:2]], ["round back"], []),
+    ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
+    ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
+    ([LORA % 1], ["trained by LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it
+]
+
+
+def test_the_plan(tiny, capsys):
+    for arguments, words, absent in PLANS:
+        train_grpo.main([*tiny, "--check", *arguments])
+        plan = " ".join(capsys.readouterr().out.split())
+        said = [word for word in [*words, *absent] if word in plan]
+        assert said == words, (arguments, plan)
+
+
+# Settings, then: prompts at once, steps until the next ones, completions and questions of a step, steps, samplings
+FOUR_STEPS = ["--training.max_steps", "4"]
+ARITHMETIC = [
+    (FOUR_STEPS, (4, 2, 8, 2, 4, 2)),
+    ([*FOUR_STEPS, "--training.num_iterations", "2"], (4, 4, 8, 1, 4, 1)),
+    ([*FOUR_STEPS, "--training.gradient_accumulation_steps", "2"], (4, 1, 16, 4, 4, 4)),
+    (["--training.max_steps", "-1", "--training.num_train_epochs", "2"], (4, 2, 8, 2, 224, 112)),
+]
+
+
+def test_steps_and_questions(tiny):
+    for arguments, expected in ARITHMETIC:
+        settings = read_settings([*tiny, *arguments])
+        plan = Plan(
+            settings, *training_arguments(settings), load_policy(settings), SimpleNamespace(train=range(227)), []
+        )
+        batch = (plan.prompts_a_batch, plan.steps_per_call, plan.completions_a_step, plan.questions_a_step)
+        assert (*batch, plan.steps, plan.calls) == expected
+
+
+def test_precision_is_what_upstream_makes_of_the_settings():
+    for training in ({}, {"bf16": True}, {"bf16": False}, {"fp16": True}, {"fp16": True, "bf16": False}):
+        args = GRPOConfig(use_cpu=True, **training)
+        made = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        assert precision(training) == made
+
+
+def test_a_launcher_that_kills_after_half_a_minute_is_named(tiny, capsys, monkeypatch):
+    for shutdown, warned in ((None, True), ("600", False)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", shutdown) if shutdown else None
+        train_grpo.main([*tiny, "--check"])
+        assert ("kills a run 30 s after a signal" in " ".join(capsys.readouterr().out.split())) is warned
+
+
+# Settings, parameters of the model, steps, a word of the one doubt; None: there is none
+LORA_IN_VLLM = ["--training.use_vllm=true", "--config=recipes/lora.yaml"]
+DOUBTS = [
+    (["--training.learning_rate=2e-5"], 135e6, 50, None),
+    (["--training.learning_rate=3e-5"], 135e6, 50, "destroy"),
+    (["--training.learning_rate=6e-4"], 1e6, 50, None),
+    (["--training.learning_rate=6e-4", "--config=recipes/lora.yaml"], 135e6, 50, None),
+    (["--training.learning_rate=1e-6"], 135e6, 3, "3 optimizer steps"),
+    (["--training.learning_rate=0"], 135e6, 3, None),
+    (["--training.learning_rate=1e-6"], 1500e6, 1250, None),
+    (["--training.use_vllm=true", "--training.top_p=0.9", "--training.top_k=20"], 1e6, 50, "top_p"),
+    (["--training.use_vllm=true", "--training.min_p=0.1"], 1e6, 50, "min_p"),
+    (["--training.top_p=0.9"], 1e6, 50, None),
+    (["--training.use_vllm=true"], 1e6, 50, None),
+    ([*LORA_IN_VLLM, "--model.dtype=bfloat16"], 1e6, 50, "merged in bfloat16"),
+    ([*LORA_IN_VLLM, "--model.quantization_config={load_in_4bit: true}"], 1e6, 50, "4-bit"),
+    (LORA_IN_VLLM, 1e6, 50, None),
+]
+
+
+def test_the_plan_doubts_settings_that_run_and_teach_nothing_or_the_wrong_thing(policy, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    demo = ["--config", "demo/config.yaml", "--model.pretrained_model_name_or_path", policy, "--check"]
+    wrong = []
+    for arguments, parameters, steps, expected in DOUBTS:
+        settings = read_settings([*demo, *arguments])
+        args, lora = training_arguments(settings)
+        plan = SimpleNamespace(settings=settings, args=args, lora=lora, policy=load_policy(settings))
+        plan.parameters, plan.steps = parameters, steps
+        found = doubts(plan)
+        if len(found) != bool(expected) or (expected or "") not in "".join(found):
+            wrong.append((arguments, found))
+    assert wrong == []
