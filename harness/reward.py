@@ -18,6 +18,7 @@ from harness.errors import RewardError, UserError, in_short
 from harness.rewards_file import columns, parameters, reward_named, title, underlying
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
+GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
 
 
