@@ -5,6 +5,14 @@ python train_grpo.py                                   # the article's run, on o
 python train_grpo.py --config recipes/lora.yaml        # a few lines laid over config.yaml
 python train_grpo.py --training.learning_rate 2e-6     # one value
 python train_grpo.py --resume                          # go on where a stopped run was saved last
+
+TRL's GRPOTrainer trains. What differs from TRL alone:
+- Held-out questions are asked before and after; the verdict on the answers is the last line.
+- The same losses are computed without the padding; the best of each group is logged beside the mean.
+- A signal lets the optimizer step end and saves it; --resume goes on exactly, in the data's order too.
+- A step whose gradient is not finite is not taken, and weights that are not finite are not saved.
+- cuDNN's attention is off, as it gives NaN at some lengths; with cache_implementation: static sampling is compiled.
+- A reward returns one finite number a completion, or None; anything else ends the run and names the row.
 """
 
 import os
@@ -24,13 +32,13 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import ProgressCallback
 
     from harness.after.report import Report
-    from harness.before.check import check_run, training_arguments
+    from harness.before.arguments import training_arguments
+    from harness.before.check import check_output, check_run
     from harness.before.data import load_data
     from harness.before.machine import check_machine
     from harness.before.plan import Plan
     from harness.before.policy import load_policy, load_reward_models
-    from harness.before.rehearse import rehearsal, rehearse
-    from harness.before.resume import note_other_rewards, record, starting_checkpoint, whether_to_resume
+    from harness.before.resume import begin, decide
     from harness.during.checkpoints import Checkpoints
     from harness.during.progress import Progress
     from harness.during.stop import stop
@@ -39,23 +47,26 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.processes import first_decides
     from harness.reward import load_rewards
     from harness.run_folder import RunFolder
+    from harness.tools.rehearse import rehearse
 
     check_machine(settings)
     folder = RunFolder(settings.training["output_dir"])
-    resume = whether_to_resume(settings, folder)
+    resume = decide(settings, folder)
     args, lora = training_arguments(settings)
     policy = load_policy(settings)
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)
-    note_other_rewards(settings.options.config)
     rewards = load_rewards(settings.rewards, data.train.column_names, settings.error)
     plan = Plan(settings, args, lora, policy, data, rewards)
-    check_run(plan, folder, resume)
+    check_run(plan)
+    if settings.options.rehearse:
+        return rehearse(plan)
+    first_decides(lambda: check_output(plan, folder, resume))
     if settings.options.check:
         return
 
-    with rehearsal(plan, folder) as folder, folder.locked():  # a rehearsal has a folder of its own
-        checkpoint = first_decides(lambda: starting_checkpoint(folder, resume))
+    with folder.locked():
+        checkpoint = first_decides(lambda: begin(plan, folder, resume))
         load_reward_models(rewards)
         trainer = Trainer(
             model=policy.load(),
@@ -66,17 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora,
         )
-        if settings.options.rehearse:
-            return rehearse(trainer, plan)
         watch = Watch(rewards, trainer.model)
-        report, checkpoints = Report(trainer, plan, watch, folder), Checkpoints(trainer, folder, checkpoint)
+        report = Report(trainer, plan, watch, folder)
+        checkpoints = Checkpoints(trainer, folder, checkpoint)
         trainer.remove_callback(ProgressCallback)
         for callback in (Progress(plan), watch, report, checkpoints):  # each is called before those behind it
             trainer.add_callback(callback)
-        if args.process_index == 0:
-            record(plan, folder)
         with stop.after_step(), checkpoints.failed_save_reported():
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.save_model(_internal_call=True)  # without a push, which comes when the report is complete
             trainer.save_state()
         report.finish()

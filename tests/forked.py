@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SECONDS = 300  # until a process counts as hanging
 server = multiprocessing.get_context("forkserver")
-USED = ["tools.launch", "during.checkpoints", "before.rehearse", "before.check", "after.report"]
+USED = ["tools.launch", "during.checkpoints", "tools.rehearse", "before.check", "after.report"]
 server.set_forkserver_preload(["break_it", *(f"harness.{name}" for name in USED)])
 
 

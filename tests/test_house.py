@@ -6,14 +6,16 @@ import tokenize
 
 from conftest import ROOT
 
-ORDER = """
-    errors files processes rewards_file reward keys settings run_folder
-    before.policy before.text_files before.read_rows before.messages before.data before.footprint before.plan
-    before.resume before.machine before.miniature before.check before.rehearse
-    during.padding during.trainer during.stop during.checkpoints during.watch during.progress end
-    after.samples after.verdict after.curves after.card after.report
-    tools.score tools.trained tools.chat tools.compare tools.merge tools.read tools.launch __main__
-""".split()
+ORDER = [
+    *("errors", "files", "processes", "rewards_file", "reward", "keys", "settings", "run_folder"),
+    *("before.policy", "before.text_files", "before.read_rows", "before.messages", "before.data", "before.footprint"),
+    *("before.plan", "before.resume", "before.machine", "before.arguments", "before.miniature", "before.check"),
+    *("during.padding", "during.trainer", "during.stop", "during.checkpoints", "during.watch", "during.progress"),
+    *("before.rehearse", "end"),
+    *("after.samples", "after.verdict", "after.curves", "after.card", "after.report"),
+    *("tools.score", "tools.trained", "tools.chat", "tools.compare", "tools.merge", "tools.read", "tools.launch"),
+    "__main__",
+]
 FILES = {
     ".".join(file.relative_to(ROOT / "harness").with_suffix("").parts): file.read_text(encoding="utf-8")
     for file in (ROOT / "harness").rglob("*.py")

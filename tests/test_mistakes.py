@@ -5,7 +5,7 @@ import yaml
 from conftest import ROOT, refused
 
 import rewards
-from harness.before.check import training_arguments
+from harness.before.arguments import training_arguments
 from harness.before.machine import check_machine
 from harness.errors import UserError
 from harness.keys import NEEDED, typed_part, typed_rewards, upstream

@@ -7,7 +7,8 @@ from peft import LoraConfig
 from trl import GRPOConfig
 
 import rewards
-from harness.before.check import training_arguments
+from harness.before.arguments import training_arguments
+from harness.errors import UserError
 from harness.settings import read_settings
 
 ARTICLE = {

@@ -1,99 +1,170 @@
 """Miniature: one step of this very training, by a model of a few million weights, before the real one is loaded.
 
-What upstream refuses only when it builds the optimizer, samples for the first time or takes a step is refused here: an
-optimizer without its package, wrong arguments of a scheduler, what generate() does not take; on a GPU, no compiler.
+What upstream refuses only when it puts LoRA in, builds the optimizer, samples for the first time or takes a step is
+refused here, and so is what a reward does wrong, which TRL calls as in the run; on a GPU, a compiler that is missing.
 """
 
-import contextlib
 import copy
 import io
-import logging
-import re
+import random
 import tempfile
-import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
+import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
+from harness.before.arguments import key_about, training_arguments
 from harness.before.footprint import sharding
 from harness.before.plan import Plan
-from harness.errors import UserError, one_line, out_of_memory
+from harness.errors import RewardError, UserError, one_line, out_of_memory
+from harness.processes import quiet
+from harness.reward import Reward
 
-SETTINGS_OF = {  # of a part of upstream
-    "create_optimizer": ("optim", "optim_args", "adam_beta2", "adam_beta1", "adam_epsilon"),
-    "create_scheduler": ("lr_scheduler_kwargs", "lr_scheduler_type"),
-    "_generate_and_score_completions": ("generation_kwargs", "cache_implementation"),
-}
+WIDTH = 32  # of its layer
+
+
+def has_miniature(args: GRPOConfig) -> bool:
+    """Whether try_a_step can try such a run: not one in several processes, or of a model that is divided over them."""
+    return args.world_size == 1 and not any(sharding(args))
 
 
 def try_a_step(plan: Plan) -> None:
-    """Raises UserError with the setting that upstream does not take. Several processes, and vLLM, are left out."""
-    if plan.args.world_size > 1 or any(sharding(plan.args)):
-        return
+    """Train one step, in which each reward that costs nothing is called once, on two completions; raises UserError.
+
+    The error names the setting that upstream does not take. vLLM is left out.
+    """
+    rewards = [reward for reward in plan.rewards if not reward.may_cost]
+    try:
+        _train_once(plan, plan.args, plan.lora, rewards)
+    except RewardError as error:
+        raise UserError(str(error)) from error
+    except Exception as error:  # all that upstream raises, about a setting of any name
+        if out_of_memory(error):
+            return  # the run itself will have more to say of it
+        key = key_about(plan.settings, lambda settings: _train_once(plan, *training_arguments(settings), []))
+        raise plan.settings.error(key, one_line(error)) from error
+
+
+def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: list[Reward]) -> None:
+    with _without_a_trace() as folder:
+        model = _small_model(plan)
+        args = _small(args, folder)
+        args.reward_weights = [*(reward.weight for reward in rewards), 1.0]
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=[*(_with_an_empty_one(reward) for reward in rewards), _any_reward],
+            args=args,
+            train_dataset=plan.data.train.select([0]),
+            processing_class=plan.policy.tokenizer,
+            peft_config=_small_lora(model, lora) if lora else None,
+        )
+        if not args.optim_target_modules:  # they are names of the real model
+            trainer.create_optimizer()
+            trainer.create_scheduler(plan.steps)
+        # A step of the optimizer itself may have to be compiled for half a minute.
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+        trainer.lr_scheduler = None
+        vars(args).update(optim="sgd", lr_scheduler_type="constant", lr_scheduler_kwargs={})
+        trainer.train()
+
+
+@contextmanager
+def _without_a_trace() -> Iterator[str]:
+    """A folder to write to; all that is written, printed and drawn at random inside is gone afterwards."""
+    python = random.getstate()
+    numpy = np.random.get_state()
     said = io.StringIO()
-    logging.disable(logging.WARNING)
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
+            quiet(),
+            redirect_stdout(said),
+            redirect_stderr(said),
+            torch.random.fork_rng(),
         ):
-            _train_once(plan, folder)
-    except Exception as error:  # all that upstream raises, about a setting of any name
-        if not out_of_memory(error):  # of which the run itself has more to say
-            raise _blamed(plan, error) from error
+            yield folder
     finally:
-        logging.disable(logging.NOTSET)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
-def _train_once(plan: Plan, folder: str) -> None:
-    args = copy.copy(plan.args)
-    args.output_dir, args.report_to, args.push_to_hub, args.disable_tqdm = folder, [], False, True
-    args.save_strategy = args.logging_strategy = args.eval_strategy = "no"
-    args.load_best_model_at_end = args.eval_on_start = args.torch_compile = args.sync_ref_model = False
-    args.beta = 0.0  # the reference model is loaded by its name
-    args.max_completion_length, args.max_steps, args.reward_weights = 2, 1, [1.0]
-    args.gradient_accumulation_steps = args.steps_per_generation = args.num_iterations = 1
-    args.per_device_train_batch_size = args.generation_batch_size = args.num_generations
+def _small(args: GRPOConfig, folder: str) -> GRPOConfig:
+    """The run's own, but for one step of two completions, of which nothing is kept."""
+    args = copy.copy(args)
+    vars(args).update(
+        output_dir=folder,
+        max_steps=1,
+        num_generations=2,
+        generation_batch_size=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
+        num_iterations=1,
+        max_completion_length=2,
+        beta=0.0,  # the reference model is loaded by its name
+        sync_ref_model=False,
+        torch_compile=False,
+        disable_tqdm=True,
+        report_to=[],
+        log_completions=False,
+        logging_strategy="no",
+        eval_strategy="no",
+        eval_on_start=False,
+        save_strategy="no",
+        load_best_model_at_end=False,
+        push_to_hub=False,
+    )
     if args.use_vllm:
-        args.use_vllm, args.generation_kwargs = False, None
+        args.use_vllm = False
+        args.generation_kwargs = None
+    return args
+
+
+def _small_model(plan: Plan) -> Qwen2ForCausalLM:
     text = plan.policy.config.get_text_config()
     config = Qwen2Config(
-        vocab_size=text.vocab_size, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=10**6,
+        vocab_size=text.vocab_size,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=10**6,
+        tie_word_embeddings=getattr(text, "tie_word_embeddings", False),
         attn_implementation=plan.policy.keywords.get("attn_implementation"),
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config).to(torch.float32 if plan.lora else plan.policy.dtype)
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=[_any_reward],
-        args=args,
-        train_dataset=plan.data.train.select([0]).select_columns("prompt"),
-        processing_class=plan.policy.tokenizer,
     )
-    if not args.optim_target_modules:  # they are names of the real model
-        trainer.create_optimizer()
-        trainer.create_scheduler(plan.steps)
-    # A step of the optimizer itself may have to be compiled for half a minute.
-    trainer.optimizer, trainer.lr_scheduler = torch.optim.SGD(model.parameters(), lr=0.0), None
-    args.optim, args.lr_scheduler_type, args.lr_scheduler_kwargs = "sgd", "constant", {}
-    trainer.train()
+    return Qwen2ForCausalLM(config).to(plan.policy.dtype)
+
+
+def _small_lora(model: Qwen2ForCausalLM, lora: LoraConfig) -> LoraConfig:
+    """The user's; with `all-linear` for modules that this model does not have, which the plan has found in the real."""
+    lora = copy.deepcopy(lora)
+    lora.r = min(lora.r, WIDTH)
+    lora.layers_to_transform = lora.layers_pattern = lora.layer_replication = None  # by numbers of the real layers
+    try:
+        get_peft_model(copy.deepcopy(model), copy.deepcopy(lora))
+    except ValueError:  # modules not found; any other one is raised again by the training
+        lora.target_modules = "all-linear"
+        lora.exclude_modules = lora.modules_to_save = lora.target_parameters = None
+    return lora
+
+
+def _with_an_empty_one(reward: Reward) -> Callable:
+    """The reward as TRL calls it; the first completion is empty, as a policy's may be."""
+    function = reward.for_trl()
+
+    def call(completions, **others):
+        completions[0][-1]["content"] = ""
+        return function(completions=completions, **others)
+
+    call.__name__ = reward.name
+    return call
 
 
 def _any_reward(completions, **_) -> list[float]:
-    return [float(i % 2) for i in range(len(completions))]
-
-
-def _blamed(plan: Plan, error: Exception) -> UserError:
-    """The UserError with the setting that the message names, or that the part of upstream which has failed is for."""
-    message, training = one_line(error).rstrip("."), plan.settings.training
-    inner = {name: f"{key}.{name}" for key, value in training.items() if isinstance(value, dict) for name in value}
-    outer = {name: name for name in training if "_" in name}  # not beta or optim, which are words too
-    named, at_large = (
-        [key for name, key in names.items() if re.search(rf"\b{name}\b", message)] for names in (inner, outer)
-    )
-    failed = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    of_part = [key for part, keys in SETTINGS_OF.items() if part in failed for key in keys if key in training]
-    key = next(iter([*named, *of_part, *at_large]), None)
-    return plan.settings.error(f"training.{key}" if key else "training", f"{message}; fix it, or remove it")
+    """Something to learn from, whatever the others say."""
+    return [float(i) for i in range(len(completions))]

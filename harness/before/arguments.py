@@ -1,0 +1,68 @@
+"""Arguments: the sections training and lora become upstream's GRPOConfig and LoraConfig, which check them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from trl import GRPOConfig
+
+from harness.errors import one_line
+from harness.settings import Settings
+
+OF_THE_REFERENCE = ("revision", "subfolder", "token", "cache_dir")  # TRL loads it by the policy's name
+
+
+def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
+    """GRPOConfig, and LoraConfig where there is LoRA; raises UserError with what they say against the settings."""
+    try:
+        return _arguments(settings)
+    except Exception as error:  # ValueError, TypeError, ImportError: all about the values
+        raise settings.error(key_about(settings, _arguments), one_line(error)) from error
+
+
+def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
+    where = {key: settings.model[key] for key in OF_THE_REFERENCE if key in settings.model}
+    training = {
+        "run_name": Path(settings.training["output_dir"]).name,  # this and project are for trackers
+        "project": "train-grpo",
+        **settings.training,
+        "trust_remote_code": settings.model.get("trust_remote_code", False),
+        "model_init_kwargs": where or None,
+    }
+    if settings.options.check and not torch.cuda.is_available():  # GRPOConfig would refuse what this machine cannot run
+        training["use_cpu"] = True
+        if not (training.get("bf16") and training.get("fp16")):  # which it refuses anywhere
+            training |= {"bf16": False, "fp16": False}
+    args = GRPOConfig(**training)
+    lora = None if settings.lora is None else LoraConfig(**settings.lora)
+    return args, lora
+
+
+def key_about(settings: Settings, call: Callable[[Settings], Any]) -> str:
+    """The key of training or lora that an error of `call(settings)` is about.
+
+    It is the latest without which there is none, of a mapping the one inside; `training` where there is no such key.
+    """
+    without = dict(_each_left_out({"training": settings.training, "lora": settings.lora}))
+    for place in reversed(settings.places):
+        for key in [key for key in without if f"{key}.".startswith(f"{place}.")]:
+            sections = {"lora": None} | without.pop(key)
+            try:
+                call(replace(settings, **sections))
+            except Exception:  # there is one to report already
+                continue
+            return key
+    return "training"
+
+
+def _each_left_out(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted key, the values without it) of each key, those of mappings in it before it."""
+    for key, value in values.items():
+        others = {name: other for name, other in values.items() if name != key}
+        if isinstance(value, dict):
+            for inner, rest in _each_left_out(value):
+                yield f"{key}.{inner}", others | {key: rest}
+        yield key, others

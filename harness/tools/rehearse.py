@@ -1,0 +1,255 @@
+"""Rehearse: measures in a minute what --check calculates: signal, memory, seconds. Nothing is kept.
+
+Two generation batches of the untrained policy, sampled and scored as in the run, show what the rewards can teach. Then
+whole steps as in the run, but on the longest prompts and with completions of full length, show its worst case.
+"""
+
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import ProgressCallback, TrainerCallback
+
+from harness.before.footprint import CUDA_CONTEXT, GB, moved_share, rounded_away, stochastic_rounding
+from harness.before.plan import Plan
+from harness.before.policy import load_reward_models
+from harness.during.trainer import Trainer
+from harness.errors import SMALLER, RunError, UserError, one_line, out_of_memory
+from harness.reward import FLAT, total
+from harness.run_folder import RunFolder
+
+WORST_STEPS = 3
+MUCH_CUT = 0.05  # of the answers
+
+
+def rehearse(plan: Plan) -> None:
+    """Train a few steps in a folder of their own and print what the run would be like. Every process has to call this.
+
+    Raises UserError where memory is too little, and where there can be no rehearsal.
+    """
+    if plan.args.deepspeed_plugin:
+        problem = "DeepSpeed trains once in a process, a rehearsal does twice"
+        raise UserError(f"--rehearse: {problem}; use recipes/launch/fsdp2.yaml, which needs about as much memory")
+    folder = RunFolder(tempfile.mkdtemp())
+    vars(plan.args).update(
+        output_dir=str(folder),
+        report_to=[],
+        push_to_hub=False,
+        save_strategy="no",
+        eval_strategy="no",
+        eval_on_start=False,
+        logging_strategy="steps",
+        logging_steps=1,
+    )
+    failed = False
+    try:
+        with folder.locked():
+            _measure(plan)
+    except RunError as error:
+        failed = not out_of_memory(error)
+        if failed:
+            raise
+        raise UserError(f"rehearsal: out of memory ({one_line(error, 120)}); {SMALLER}") from error
+    finally:
+        if not failed:  # else its error.log has the traceback
+            shutil.rmtree(folder.path)
+
+
+def _measure(plan: Plan) -> None:
+    load_reward_models(plan.rewards)
+    trainer = Trainer(
+        model=plan.policy.load(),
+        rewards=plan.rewards,
+        args=plan.args,
+        train_dataset=plan.data.train,
+        processing_class=plan.policy.tokenizer,
+        peft_config=plan.lora,
+    )
+    trainer.remove_callback(ProgressCallback)
+    usual = _usual_steps(trainer, plan)
+    worst = _worst_steps(trainer, plan)
+    here = torch.tensor([max(worst.memory), mean(worst.seconds)], dtype=torch.float64, device=plan.args.device)
+    peak, longest = trainer.accelerator.gather(here).view(-1, 2).amax(0).tolist()  # of all processes
+    if not trainer.is_world_process_zero():
+        return
+    _print_signal(plan, usual)
+    _print_costs(plan, peak, [median(usual.seconds), longest], mean(worst.sampling))
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    moved = moved_share(trained, plan.args.learning_rate)
+    if moved < 0.5 and not stochastic_rounding(plan.args):
+        print(f"warning: {rounded_away(moved)}")
+    kl = max(log.get("kl") or 0 for log in usual.logs + worst.logs)
+    if kl > 1:
+        far = f"KL {kl:.1f} a token in these few steps: the model leaves what it was too fast"
+        print(f"warning: {far}; lower training.learning_rate")
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step and of the sampling in it, memory after it, and its logs; a bar that says what is done."""
+
+    def __init__(self, doing: str, steps: int):
+        self.bar = tqdm(total=steps, desc=f"Rehearsal, {doing}", unit="step", leave=False)
+        self.seconds = []
+        self.sampling = []
+        self.memory = []
+        self.logs = []
+
+    def timed(self, generate: Callable) -> Callable:
+        """`generate`, whose seconds count as sampling."""
+
+        def call(*args, **kwargs):
+            begin = _now()
+            result = generate(*args, **kwargs)
+            self.sampled += _now() - begin
+            return result
+
+        return call
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begin = _now()
+        self.sampled = 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(_now() - self.begin)
+        self.sampling.append(self.sampled)
+        self.memory.append(_memory_in_use(args.use_vllm))
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _memory_in_use(vllm: bool) -> int:
+    """Bytes that this process has taken of its GPU at most; without a GPU, of the machine's memory."""
+    if not torch.cuda.is_available():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    free, size = torch.cuda.mem_get_info()  # of vLLM's processes too, and of other programs
+    return size - free if vllm else torch.cuda.max_memory_reserved() + int(CUDA_CONTEXT)
+
+
+def _clocked(trainer: Trainer, doing: str) -> Clock:
+    """Train `max_steps`."""
+    clock = Clock(doing, trainer.args.max_steps)
+    sampler = trainer.vllm_generation if trainer.use_vllm else trainer.model
+    generate = sampler.generate
+    sampler.generate = clock.timed(generate)
+    trainer.add_callback(clock)
+    with clock.bar:  # removed at its end, or an error's line would stand behind it
+        trainer.train()
+    trainer.remove_callback(clock)
+    sampler.generate = generate
+    return clock
+
+
+def _usual_steps(trainer: Trainer, plan: Plan) -> Clock:
+    """Two generation batches at a learning rate of 0, of which TRL writes completions and rewards."""
+    args = trainer.args
+    rate = args.learning_rate
+    args.learning_rate = 0.0
+    args.max_steps = max(1, round(2 * plan.steps_per_call))
+    trainer.log_completions = True
+    trainer.num_completions_to_print = 0
+    Path(args.output_dir, "completions").mkdir(exist_ok=True)
+    clock = _clocked(trainer, "1 of 2: answers of the untrained model")
+    args.learning_rate = rate
+    trainer.log_completions = False
+    return clock
+
+
+def _worst_steps(trainer: Trainer, plan: Plan) -> Clock:
+    args = trainer.args
+    longest = np.argsort(plan.data.lengths)[-plan.prompts_a_batch :]
+    rows = np.resize(longest, plan.prompts_a_batch * (WORST_STEPS + 1))
+    trainer.train_dataset = plan.data.train.select(rows)
+    if trainer.use_vllm:
+        trainer.vllm_generation.generation_kwargs["min_tokens"] = args.max_completion_length
+    else:
+        trainer.generation_config.min_new_tokens = args.max_completion_length
+    args.max_steps = WORST_STEPS * max(1, args.steps_per_generation // args.gradient_accumulation_steps)
+    trainer.optimizer = None  # made anew, with the run's own learning rate
+    trainer.lr_scheduler = None
+    return _clocked(trainer, "2 of 2: the longest prompts and answers")
+
+
+def _print_signal(plan: Plan, clock: Clock) -> None:
+    """What the rewards can teach: their differences, how many answers are cut off, and three of these."""
+    group = plan.args.num_generations
+    every = max(1, round(plan.steps_per_call))  # each step writes the whole generation batch
+    files = sorted(Path(plan.args.output_dir, "completions").iterdir())[::every]
+    answers = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    print(f"\nWhat your rewards can teach: two batches of the untrained model, {group} answers to each question")
+    for reward in plan.rewards:
+        # Of a group to which the reward does not apply all is NaN, which pandas leaves out of its means.
+        scores = answers[reward.logged].astype(float)
+        groups = pd.DataFrame(scores.to_numpy().reshape(-1, group)).T
+        climb = groups.max() - groups.mean()
+        spread = groups.max() - groups.min()
+        alike = (spread.dropna() < FLAT).mean()
+        line = f"{reward.logged}: {groups.mean().mean():.3g} (std {scores.std(ddof=0):.2g})"
+        line += f", all alike in {alike:.0%} of groups; the best of a group is {climb.mean():.2g} above its mean"
+        print(f"  {line}: {_judgement(reward.weight, alike)}")
+    cut = mean(log["completions/clipped_ratio"] for log in clock.logs if "completions/clipped_ratio" in log)
+    judgement = "good"
+    if cut > MUCH_CUT:
+        judgement = "bad, as these are hardly judged fairly; raise it, or reward short answers"
+    print(f"  {cut:.0%} of answers are cut off at max_completion_length {plan.args.max_completion_length}: {judgement}")
+    weights = {reward.logged: reward.weight for reward in plan.rewards}
+    answers["total reward"] = [total(scores, weights) for scores in answers.fillna(0).to_dict("records")]
+    answers = answers.sort_values("total reward", ascending=False)
+    for place, i in (("best", 0), ("median", len(answers) // 2), ("worst", -1)):
+        answer = answers.iloc[i]
+        text = answer["completion"][-1]["content"].replace("\n", "⏎")
+        print(f"  {place} answer, {answer['total reward']:.2f}: {text}")
+
+
+def _judgement(weight: float, alike: float) -> str:
+    """Whether there is a difference within the groups that GRPO can learn from."""
+    remedy = "let it grade finer, ask what the model can sometimes do, or show it how in prompts.system"
+    if not weight:
+        return "a canary (weight 0), only watched"
+    if alike <= 0.5:
+        return "good, there is a difference to learn from"
+    if alike <= 0.9:
+        return f"weak, the groups that are alike teach nothing; {remedy}"
+    return f"bad, it can teach next to nothing until answers differ; {remedy}"
+
+
+def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float) -> None:
+    """Memory, time and money; `seconds` of a usual step and of the longest, which samples for `sampling`."""
+    usual, longest = seconds
+    print("Worst case: whole steps on the longest prompts, completions of full length")
+    line = f"  memory: {peak / GB:.1f} GB measured, {sum(plan.memory.values()) / GB:.1f} GB calculated"
+    device = "CPU"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+        size = torch.cuda.get_device_properties(0).total_memory
+        judgement = "good" if peak < 0.9 * size else f"tight; {SMALLER}"
+        line += f"; {(size - peak) / GB:.1f} GB of the GPU's {size / GB:.0f} are left: {judgement}"
+    print(line)
+    share = sampling / longest
+    print(f"  a step {longest:.2f} s, {share:.0%} of it sampling; with answers as they are now {usual:.2f} s")
+    low, high = (plan.steps * each / 3600 for each in sorted(seconds))
+    span = f"{low:,.1f} to {high:,.1f} hours"
+    if high < 1:
+        span = f"{60 * low:.2g} to {60 * high:.2g} minutes"
+    line = f"The run: {plan.steps:,} steps in {span} on this {device}"
+    price = plan.settings.options.price
+    if price:
+        line += f", {low * price:.2f} to {high * price:.2f} at {price:g} an hour"
+    print(line)
