@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if settings.options.rehearse:
             return rehearse(trainer, plan)
-        watch = Watch(rewards, trainer.model)
+        watch = Watch(plan, trainer.model)
         report, checkpoints = Report(trainer, plan, watch, folder), Checkpoints(trainer, folder, checkpoint)
         trainer.remove_callback(ProgressCallback)
         for callback in (Progress(plan), watch, report, checkpoints):  # each is called before those behind it

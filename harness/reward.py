@@ -19,6 +19,7 @@ from harness.rewards_file import columns, parameters, reward_named, title, under
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
+GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses
 
 
 @dataclass
