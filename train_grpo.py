@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora,
         )
-        watch = Watch(rewards, trainer.model)
+        watch = Watch(plan, trainer.model)
         report = Report(trainer, plan, watch, folder)
         checkpoints = Checkpoints(trainer, folder, checkpoint)
         trainer.remove_callback(ProgressCallback)

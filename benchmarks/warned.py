@@ -19,19 +19,19 @@ def warnings(run: RunFolder) -> list[str]:
     """The warnings that stand at its end, each with the step at which it came."""
     training, logs = run.settings()["training"], run.state()["log_history"]
     weights = {name: weight for name, weight in run.weights().items() if any(f"rewards/{name}/mean" in x for x in logs)}
-    watch = Watch([Reward(name, weight, {}, None) for name, weight in weights.items()], torch.nn.Linear(1, 1))
-    args = {
-        "num_generations": 8,
-        "num_iterations": 1,
-        "gradient_accumulation_steps": 1,
-    } | training  # upstream's defaults
-    args |= {"world_size": run.run().get("processes", 1)}
-    sampled = args["per_device_train_batch_size"] * args["world_size"]
-    steps = args.get("steps_per_generation") or args["gradient_accumulation_steps"]
-    args |= {"generation_batch_size": sampled * steps}
+    accumulated = training.get("gradient_accumulation_steps", 1)  # upstream's defaults
+    generations = training.get("num_generations", 8)
+    completions = training["per_device_train_batch_size"] * run.run().get("processes", 1)
+    plan = SimpleNamespace(
+        rewards=[Reward(name, weight, {}, None) for name, weight in weights.items()],
+        args=SimpleNamespace(num_generations=generations, num_iterations=training.get("num_iterations", 1)),
+        completions_a_step=completions * accumulated,
+        prompts_a_batch=completions * (training.get("steps_per_generation") or accumulated) // generations,
+    )
+    watch = Watch(plan, torch.nn.Linear(1, 1))
     for log in logs:
         state = SimpleNamespace(global_step=log["step"], is_world_process_zero=False)
-        watch.on_log(SimpleNamespace(**args), state, None, logs=log)
+        watch.on_log(None, state, None, logs=log)
     return list(watch.warnings.values())
 
 

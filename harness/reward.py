@@ -20,7 +20,6 @@ from harness.errors import RewardError, UserError, in_short, one_line
 from harness.rewards_file import columns, in_types, parameters, reward_named, takes_any_name, underlying
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
-GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
 GUARDED = "reward_while_canaries_hold"  # the metric by which recipes/best.yaml chooses
 Passed = dict[str, Any]  # to a reward, by name

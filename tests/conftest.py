@@ -3,8 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,24 +18,11 @@ from harness.errors import UserError  # noqa: E402
 draw_curves, report.draw_curves = report.draw_curves, lambda *_: None  # over half of a tiny run's time
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Runs inside draw their curves: `with drawing(): train_grpo.main(...)` in a fixture of a module or a session."""
-    switched_off, report.draw_curves = report.draw_curves, draw_curves
-    try:
-        yield
-    finally:
-        report.draw_curves = switched_off
-
-
 @pytest.fixture(autouse=True)
-def draws(request) -> Iterator[None]:
+def draws(request, monkeypatch) -> None:
     """Runs of a test marked `draws` draw their curves."""
-    if not request.node.get_closest_marker("draws"):
-        yield
-        return
-    with drawing():
-        yield
+    if request.node.get_closest_marker("draws"):
+        monkeypatch.setattr(report, "draw_curves", draw_curves)
 
 
 @pytest.fixture(autouse=True)

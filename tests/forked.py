@@ -6,7 +6,6 @@ Only what is read while a module is imported (HF_HUB_OFFLINE, the hash seed) is 
 
 import ctypes
 import fcntl
-import importlib
 import multiprocessing.forkserver
 import os
 import shutil
@@ -110,8 +109,6 @@ def _child(program, arguments, fault, variables, outputs, terminal, disk) -> Non
         os.dup2(1, 0)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    if "HF_ENDPOINT" in variables:
-        _read_again_where_the_hub_is()
     if disk:
         _mount(disk)
     import break_it
@@ -130,13 +127,6 @@ def _child(program, arguments, fault, variables, outputs, terminal, disk) -> Non
     if disk:
         shutil.copytree(disk, f"{disk}-copy")
     sys.exit(status)
-
-
-def _read_again_where_the_hub_is() -> None:
-    from huggingface_hub import constants, hf_api
-
-    importlib.reload(constants)
-    hf_api.api.endpoint = constants.ENDPOINT
 
 
 def _mount(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GPT2Config, GPT2LMHeadModel, Qwen2Config
 from trl import GRPOConfig, GRPOTrainer
@@ -23,44 +24,8 @@ def save_gpt2(folder, vocabulary: int) -> None:
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-CASES = {"one process": (1, False), "several": (2, False), "absolute positions": (1, True)}
-
-
 def nothing(completions, **_):
     return [0.0] * len(completions)
-
-
-NOTHING = Reward("nothing", 1, {}, nothing)
-
-
-@pytest.fixture(scope="module")
-def trainers(policy, tmp_path_factory) -> dict[bool, list[GRPOTrainer]]:
-    """[TRL's trainer, ours] of the same policy; by whether its positions are absolute."""
-    tokenizer, folder = AutoTokenizer.from_pretrained(policy), tmp_path_factory.mktemp("padding")
-    save_gpt2(folder / "gpt2", len(tokenizer))
-    arguments = {"use_cpu": True, "bf16": False, "num_generations": 8, "beta": 0.04, "gradient_checkpointing": False}
-    return {
-        absolute: [
-            trainer(
-                model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-                **rewards,
-                args=GRPOConfig(output_dir=folder, report_to="none", top_entropy_quantile=0.5, **arguments),
-                train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
-                processing_class=tokenizer,
-            )
-            for trainer, rewards in ((GRPOTrainer, {"reward_funcs": [nothing]}), (Trainer, {"rewards": [NOTHING]}))
-        ]
-        for absolute, model in ((False, policy), (True, folder / "gpt2"))
-    }
-
-
-@pytest.fixture(params=CASES.values(), ids=CASES)
-def both(trainers, monkeypatch, request):
-    """[TRL's trainer, ours], as one of several processes or alone."""
-    processes, absolute = request.param
-    state = trainers[absolute][1].accelerator.state._shared_state
-    monkeypatch.setitem(state, "num_processes", processes)
-    return trainers[absolute]
 
 
 def batch(vocabulary: int) -> dict[str, torch.Tensor]:
@@ -80,46 +45,53 @@ def batch(vocabulary: int) -> dict[str, torch.Tensor]:
     }
 
 
-def test_tokens_loss_and_gradients_are_trls(both):
-    wrong = []
-    for loss_type in ("grpo", "dapo"):
-        results = []
-        for trainer in both:
-            trainer.loss_type = loss_type
-            trainer.current_gradient_accumulation_steps = 1
-            trainer.model.zero_grad()
-            inputs = batch(len(trainer.processing_class))
-            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, mask, 40, batch_size=3, compute_entropy=True
-            )
-            loss = trainer.compute_loss(trainer.model.train(), inputs)
-            loss.backward()
-            kept = {"logps": logps * inputs["completion_mask"], "entropies": entropies * inputs["completion_mask"]}
-            weights = {name: weight.grad for name, weight in trainer.model.named_parameters()}
-            results.append({**kept, "loss": loss, **weights})
-        theirs, ours = results
-        assert loss.item() and theirs.keys() == ours.keys()
-        for name, value in theirs.items():
-            if not torch.allclose(ours[name], value, rtol=1e-5, atol=2e-6):
-                wrong.append((loss_type, name, f"off by {(ours[name] - value).abs().max():.2g}"))
-    assert wrong == []
+# Of several processes; whether positions are absolute; and columns of the widest call: the left is cut where it may be.
+CASES = {"one process": (1, False, 6 + 30), "several": (2, False, 7 + 30), "absolute positions": (1, True, 12 + 30)}
 
 
-def test_the_left_is_cut_only_where_positions_are_relative(both, monkeypatch):
-    ours, inputs, widths, score = both[1], batch(100), [], GRPOTrainer._get_per_token_logps_and_entropies
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_loss_and_gradients_are_trls(policy, tmp_path, monkeypatch, case):
+    processes, absolute, columns = CASES[case]
+    tokenizer, wrong, widths = AutoTokenizer.from_pretrained(policy), [], []
+    inputs, score = batch(len(tokenizer)), GRPOTrainer._get_per_token_logps_and_entropies
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    arguments = {"use_cpu": True, "bf16": False, "num_generations": 8, "beta": 0.04, "gradient_checkpointing": False}
 
     def noted(trainer, model, ids, *args, **kwargs):
         widths.append(ids.shape[1])
         return score(trainer, model, ids, *args, **kwargs)
 
+    def results(kind, loss_type, **rewards) -> dict[str, torch.Tensor]:
+        trainer = kind(
+            model=AutoModelForCausalLM.from_pretrained(tmp_path if absolute else policy, dtype="float32"),
+            args=GRPOConfig(tmp_path, report_to="none", top_entropy_quantile=0.5, loss_type=loss_type, **arguments),
+            train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
+            processing_class=tokenizer,
+            **rewards,
+        )
+        trainer.current_gradient_accumulation_steps = 1
+        widths.clear()
+        logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, 40, batch_size=3, compute_entropy=True
+        )
+        loss = trainer.compute_loss(trainer.model.train(), inputs)
+        loss.backward()
+        used = inputs["completion_mask"]
+        weights = {name: weight.grad for name, weight in trainer.model.named_parameters()}
+        return {"logps": logps * used, "entropies": entropies * used, "loss": loss, **weights}
+
+    save_gpt2(tmp_path, len(tokenizer))
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", noted)
-    ids, mask = (torch.cat([inputs[f"prompt_{part}"], inputs[f"completion_{part}"]], dim=1) for part in ("ids", "mask"))
-    with torch.no_grad():
-        ours._get_per_token_logps_and_entropies(ours.model, ids, mask, 40, batch_size=3)
-    prompt = 12 if ours.model.config.model_type == "gpt2" else PROMPTS[6]  # of the row with the longest completion
-    assert max(widths) == prompt + max(LENGTHS)
+    for loss_type in ("grpo", "dapo"):
+        theirs = results(GRPOTrainer, loss_type, reward_funcs=[nothing])
+        ours = results(Trainer, loss_type, rewards=[Reward("nothing", 1, {}, nothing)])
+        assert theirs["loss"].item() and theirs.keys() == ours.keys() and max(widths) == columns
+        for name, value in theirs.items():
+            if not torch.allclose(ours[name], value, rtol=1e-5, atol=2e-6):
+                wrong.append((loss_type, name, f"off by {(ours[name] - value).abs().max():.2g}"))
+    assert wrong == []
 
 
 def test_groups_hold_every_row_once_and_little_padding(monkeypatch):
@@ -140,7 +112,8 @@ def test_groups_hold_every_row_once_and_little_padding(monkeypatch):
 def test_which_positions_are_relative():
     rows = [
         (Qwen2Config(), True),  # rotary
+        (Qwen2Config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), False),
         (GPT2Config(), False),  # learned
         (BloomConfig(), False),  # ALiBi, which its configuration does not say: the left stays, and nothing is wrong
     ]
-    assert [type(config) for config, relative in rows if positions_are_relative(config) is not relative] == []
+    assert [config for config, relative in rows if positions_are_relative(config) is not relative] == []

@@ -8,27 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, refused
+import transformers
+from conftest import ROOT
 from datasets import Dataset, load_dataset
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CompileConfig,
-    GPT2Config,
-    MambaConfig,
-    Qwen2Config,
-    Qwen2ForSequenceClassification,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 import rewards
 import train_grpo
 from harness.during.trainer import Trainer
-from harness.errors import UserError
 from harness.reward import Reward
 from harness.tools.chat import todays_rewards
 
+# What demo/config.yaml and conftest.py's arguments come to.
+SETTINGS = {"use_cpu": True, "bf16": False, "num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 4}
+SETTINGS |= {"steps_per_generation": 2, "max_completion_length": 16, "temperature": 0.9, "learning_rate": 6e-4}
+SETTINGS |= {"beta": 0.04, "loss_type": "grpo", "gradient_checkpointing": False, "logging_steps": 1}
 WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 4}  # demo/config.yaml's
 
 
@@ -51,23 +47,7 @@ def test_the_wrapper_changes_nothing_and_leaves_the_trained_model(tiny, tmp_path
         model=AutoModelForCausalLM.from_pretrained(policy, dtype="float32", attn_implementation="sdpa"),
         reward_funcs=[rewards.emoji_reward, rewards.length_reward, rewards.answer_reward],
         args=GRPOConfig(
-            output_dir=tmp_path / "plain",
-            use_cpu=True,
-            bf16=False,
-            num_generations=4,
-            per_device_train_batch_size=8,
-            steps_per_generation=2,
-            max_steps=4,
-            max_completion_length=16,
-            temperature=0.9,
-            learning_rate=6e-4,
-            beta=0.04,
-            loss_type="grpo",
-            reward_weights=list(WEIGHTS.values()),
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
+            tmp_path / "plain", **SETTINGS, reward_weights=list(WEIGHTS.values()), save_strategy="no", report_to="none"
         ),
         train_dataset=load_dataset("json", data_files=str(ROOT / "demo/questions.jsonl"), split="train").map(question),
         processing_class=AutoTokenizer.from_pretrained(policy),
@@ -100,21 +80,18 @@ def test_lora_trains_an_adapter_that_finds_its_base_model_from_anywhere(tiny, tm
     assert f'model="{tmp_path}/run"' in (tmp_path / "run/README.md").read_text()
 
 
-def save_model(config, policy, folder) -> str:
-    """A random model with the policy's tokenizer, in a folder."""
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
-    return str(folder)
-
-
 def test_a_model_whose_config_is_not_like_qwens(tiny, policy, tmp_path):
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "eos_token_id": 1}
-    shape["vocab_size"] = len(AutoTokenizer.from_pretrained(policy))
-    gpt2 = save_model(GPT2Config(**shape, num_attention_heads=2), policy, tmp_path / "gpt2")
-    mamba = save_model(MambaConfig(**shape, state_size=4), policy, tmp_path / "mamba")
-    for model in (gpt2, mamba):
-        train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", model, "--check"])
-    train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", gpt2, "--samples.held_out", "0"])
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "eos_token_id": 1, "vocab_size": len(tokenizer)}
+    for config in (
+        transformers.GPT2Config(**shape, num_attention_heads=2),
+        transformers.MambaConfig(**shape, state_size=4),
+    ):
+        folder = tmp_path / config.model_type
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(folder), "--check"])
+    train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(tmp_path / "gpt2"), "--samples.held_out=0"])
     assert (tmp_path / "run/model.safetensors").exists()
 
 
@@ -123,8 +100,8 @@ def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_p
     tokenizer = AutoTokenizer.from_pretrained(policy)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": len(tokenizer)}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    config = Qwen2Config(**shape, **heads, pad_token_id=tokenizer.pad_token_id, num_labels=1)
-    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "judge")
+    config = transformers.Qwen2Config(**shape, **heads, pad_token_id=tokenizer.pad_token_id, num_labels=1)
+    transformers.Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
     best = ["--training.metric_for_best_model", "rewards/judge/mean"]  # TRL logs it under the last part of its name
     short = ["--training.generation_kwargs", "{max_new_tokens: 2}"]
@@ -136,19 +113,6 @@ def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_p
     assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 2
     answers = [json.loads(line)["after"]["completion"] for line in (tmp_path / "run/samples.jsonl").open()]
     assert sum(map(len, answers)) / len(answers) < 12  # characters; 18 with the usual 16 tokens
-
-
-def test_a_folder_that_holds_a_run_is_left_alone(tiny, tmp_path):
-    (tmp_path / "run/checkpoint-2").mkdir(parents=True)
-    with pytest.raises(UserError, match="already holds a run"):
-        train_grpo.main(tiny)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
-
-
-def test_no_gpu_is_reported_at_once(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    message = refused([])  # not that its model or data cannot be had offline
-    assert message.startswith("machine: no CUDA GPU") and "make demo" in message
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
@@ -164,7 +128,7 @@ def test_compiled_sampling_samples_the_same_tokens_also_when_the_weights_have_mo
             processing_class=AutoTokenizer.from_pretrained(policy),
         )
         if cache:  # on a GPU upstream compiles by itself
-            trainer.generation_config.compile_config = CompileConfig(mode="default")
+            trainer.generation_config.compile_config = transformers.CompileConfig(mode="default")
             trainer.generation_config.compile_config._compile_all_devices = True
         calls.append([])
         for prompts in (["富士山の高さは?", "日本の首都は?"], ["千葉県の県庁所在地はどこですか?", "日本の首都は?"]):

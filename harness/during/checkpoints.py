@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from harness.during.stop import stop
 from harness.during.trainer import Trainer, total_norm
-from harness.errors import RunError, Stopped, in_short
+from harness.errors import RunError, Stopped
 from harness.files import MANIFEST, seal
 from harness.run_folder import RunFolder
 
@@ -30,18 +30,19 @@ class Checkpoints(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, resumed_from: Path | None):
-        self.trainer, self.folder, self.resumed_from = trainer, folder, resumed_from
+        self.trainer = trainer
+        self.folder = folder
+        self.resumed_from = resumed_from
         self.sealing = ThreadPoolExecutor(1)
         self.sealed: Future | None = None
         self.saved = 0  # the step of the newest checkpoint that is written whole
         self.skipped = 0
-        self.uploads: list[Future] = []
         self.stopped_by = 0  # the signal after which all processes stop
         self.held = False  # a save that waits for the evaluation at the epoch's end
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        # Upstream would delete older checkpoints before the new one is sealed.
-        self.limit, args.save_total_limit = args.save_total_limit, None
+        self.limit = args.save_total_limit
+        args.save_total_limit = None  # upstream would delete older checkpoints before the new one is sealed
         if self.resumed_from is None:
             return
         args.eval_on_start = False  # done before the stop
@@ -55,7 +56,8 @@ class Checkpoints(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         norm = total_norm(weight.grad for weight in model.parameters() if weight.grad is not None)
         self.skipped = 0 if norm.isfinite() else self.skipped + 1
-        if self.skipped > (FP16_SKIPS if args.fp16 else 0):
+        allowed = FP16_SKIPS if args.fp16 else 0
+        if self.skipped > allowed:
             raise RunError(
                 f"step {state.global_step + 1}: the gradient norm is {float(norm):g}; the step was not taken; go on "
                 "with --resume, or start anew with a lower training.learning_rate"
@@ -68,15 +70,17 @@ class Checkpoints(TrainerCallback):
         if signal:
             self.stopped_by = int(signal)
             args.push_to_hub = False  # what is unfinished stays here
-            control.should_save = control.should_training_stop = True
-            if (
-                args.save_strategy == SaveStrategy.BEST
-            ):  # else upstream would save only where the evaluation is the best
+            if args.save_strategy == SaveStrategy.BEST:  # upstream would save only where the evaluation is the best
                 args.save_strategy = SaveStrategy.STEPS
-        control.should_log |= control.should_save  # else what is not logged yet would be lost on resume
-        if args.eval_strategy == IntervalStrategy.EPOCH and abs(state.epoch - round(state.epoch)) < 1e-6:
+            control.should_save = True
+            control.should_training_stop = True
+        if control.should_save:
+            control.should_log = True  # else what is not logged yet would be lost on resume
+        epoch_ends = abs(state.epoch - round(state.epoch)) < 1e-6
+        if args.eval_strategy == IntervalStrategy.EPOCH and epoch_ends:
             # A checkpoint from before the evaluation would be resumed behind it, with other random numbers.
-            self.held, control.should_save = control.should_save, False
+            self.held = control.should_save
+            control.should_save = False
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -85,7 +89,8 @@ class Checkpoints(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped_by and not self.held:  # in mid-epoch, where upstream comes here too
             control.should_evaluate = False
-        control.should_save = (control.should_save or self.held) and self.saved != state.global_step
+        save = control.should_save or self.held
+        control.should_save = save and self.saved != state.global_step
         self.held = False
 
     def on_save(self, args, state, control, **kwargs):
@@ -94,29 +99,27 @@ class Checkpoints(TrainerCallback):
         args.distributed_state.wait_for_everyone()  # each process saves its own random state
         self.saved = state.global_step
         if state.is_world_process_zero:
-            if self.sealed:
-                self.sealed.result()
+            self._wait_for_sealing()
             self.sealed = self.sealing.submit(self._seal, self.saved, state.best_model_checkpoint)
-            self._report_lost_uploads()
         if stop.number and args.world_size == 1:  # it came while saving, so there is nothing more to finish
-            self.stopped_by, control.should_training_stop = stop.number, True
+            self.stopped_by = stop.number
+            control.should_training_stop = True
 
     def _seal(self, step: int, best: str | None) -> None:
         seal(self.folder.checkpoint(step))
-        for old in self.folder.checkpoints()[: -self.limit] if self.limit else ():
+        if not self.limit:
+            return
+        for old in self.folder.checkpoints()[: -self.limit]:
             if best is None or old.name != Path(best).name:
                 shutil.rmtree(old)
 
-    def _report_lost_uploads(self) -> None:
-        """An upload in mid-run goes on in the background; upstream says nothing of one that fails."""
-        for job in getattr(self.trainer.push_in_progress, "jobs", []) if self.trainer.args.push_to_hub else ():
-            if job not in self.uploads:
-                self.uploads.append(job)
-                job.add_done_callback(_report_lost_upload)
-
-    def on_train_end(self, args, state, control, **kwargs):
+    def _wait_for_sealing(self) -> None:
+        """Raises what was raised in it."""
         if self.sealed:
             self.sealed.result()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._wait_for_sealing()
         args.distributed_state.wait_for_everyone()  # when one process has ended, its launcher ends the others
         if self.stopped_by:  # a signal that came after the last step stops nothing: the model is about to be saved
             on = "it holds the model only" if args.save_only_model else "the same command with --resume goes on"
@@ -125,31 +128,27 @@ class Checkpoints(TrainerCallback):
     @contextmanager
     def failed_save_reported(self) -> Iterator[None]:
         """To be put around training and saving: one line for a disk that is full."""
-        if self.trainer.model.config.tie_word_embeddings:  # lm_head.weight is in no checkpoint, and nothing is wrong
-            upstream = logging.getLogger("transformers.trainer")
-            upstream.addFilter(lambda record: "['lm_head.weight']" not in record.getMessage())
+        if self.trainer.model.config.tie_word_embeddings:
+            logging.getLogger("transformers.trainer").addFilter(_not_of_tied_weights)
         try:
             yield
         except Exception as error:
             if not any(words in str(error) for words in DISK_FULL):
                 raise
-            raise RunError(self._full_disk()) from error
+            free = shutil.disk_usage(self.folder.path).free
+            self._delete_half_a_checkpoint()
+            raise RunError(
+                f"{self.folder}: the disk is full, {free:,} bytes are free; older checkpoints are intact; make room "
+                "and go on with --resume"
+            ) from error
 
-    def _full_disk(self) -> str:
-        """One line for what torch or safetensors say; no half-written checkpoint stays."""
-        trainer = self.trainer
-        state = trainer.optimizer.state.values() if trainer.optimizer else ()
-        tensors = [*trainer.model.parameters(), *(t for v in state for t in v.values() if torch.is_tensor(t))]
-        needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(self.folder.path).free
-        newest = self.folder.checkpoint(step := trainer.state.global_step)
+    def _delete_half_a_checkpoint(self) -> None:
+        step = self.trainer.state.global_step
+        newest = self.folder.checkpoint(step)
         if step != self.saved and not (newest / MANIFEST).exists():
-            shutil.rmtree(newest, ignore_errors=True)
-        return (
-            f"{self.folder}: the disk is full: about {needed:,} bytes are needed, {free:,} are free; older checkpoints "
-            "are intact; make room and go on with --resume"
-        )
+            shutil.rmtree(newest, ignore_errors=True)  # what stays has no manifest, and is never resumed
 
 
-def _report_lost_upload(job: Future) -> None:
-    if error := job.exception():
-        print(f"warning: an upload to the Hub failed ({in_short(error)}); the next one repeats it", flush=True)
+def _not_of_tied_weights(record: logging.LogRecord) -> bool:
+    """Upstream warns that lm_head.weight is in no checkpoint, where the embedding's weights are its own."""
+    return "['lm_head.weight']" not in record.getMessage()

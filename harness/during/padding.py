@@ -6,42 +6,56 @@ padding on the right is never looked at, and padding on the left only shifts the
 (GPT-2), a shift counts, so the left is cut only where they are relative.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 # What one more pass through the model costs beside its tokens, in tokens: on a GPU, launching its kernels takes as long
 # as computing this many (benchmarks/README.md, "On a GPU").
 PASS_COST = {"cpu": 0, "cuda": 8192}
+MOST_PADDING = 1 / 8  # of a group's tokens
 
 
-def by_length(mask: torch.Tensor, rows: int | None, split: bool) -> list[torch.Tensor]:
+def by_length(mask: Tensor, rows: int | None, split: bool) -> Sequence[Tensor]:
     """Row indices of `mask`, (batch, tokens), in groups of like length, of `rows` at most.
 
-    A new group begins where the next row would make more than an eighth of the group's tokens padding; but all go
-    together where groups save fewer tokens than their passes cost. Without `split` the rows stay in their order, and
-    are only divided: with several processes each has to call the model equally often.
+    All go together where groups save fewer tokens than their passes cost. Without `split` the rows stay in their order,
+    and are only divided: with several processes each has to call the model equally often.
     """
-    order, most = torch.arange(len(mask), device=mask.device), rows or len(mask)
+    most = rows or len(mask)
+    together = torch.arange(len(mask), device=mask.device).split(most)
     if not split:
-        return list(order.split(most))
+        return together
     lengths, order = mask.sum(1).sort(stable=True)
-    groups, begin, real = [], 0, 0
-    for i, length in enumerate(lengths.tolist()):
-        if i > begin and ((i + 1 - begin) * length > 8 / 7 * (real + length) or i - begin == most):
-            groups.append(order[begin:i])
-            begin, real = i, 0
-        real += length
-    groups.append(order[begin:])
-    together = list(order.split(most))
+    groups = order.split(_sizes(lengths.tolist(), most))
     saved = _tokens(mask, together) - _tokens(mask, groups)
-    a_pass = PASS_COST.get(mask.device.type, PASS_COST["cuda"])
-    return groups if saved >= a_pass * (len(groups) - len(together)) else together
+    a_pass = PASS_COST[mask.device.type]
+    if saved < a_pass * (len(groups) - len(together)):
+        return together
+    return groups
 
 
-def _tokens(mask: torch.Tensor, groups: list[torch.Tensor]) -> int:
+def _sizes(lengths: list[int], most: int) -> list[int]:
+    """How many rows each group has, of rows in the order of their `lengths`; a new one begins at MOST_PADDING."""
+    sizes = []
+    size = 0
+    real = 0
+    for length in lengths:
+        tokens = (size + 1) * length  # with this row, which is the group's longest
+        padding = tokens - real - length
+        if size == most or padding > MOST_PADDING * tokens:
+            sizes.append(size)
+            size = 0
+            real = 0
+        size += 1
+        real += length
+    return [*sizes, size]
+
+
+def _tokens(mask: Tensor, groups: Sequence[Tensor]) -> int:
     """With the padding."""
     return sum(len(group) * int(mask[group].sum(1).max()) for group in groups)
 
@@ -49,21 +63,25 @@ def _tokens(mask: torch.Tensor, groups: list[torch.Tensor]) -> int:
 def positions_are_relative(config: PreTrainedConfig) -> bool:
     """Whether a model sees only the distance between two tokens (rotary, ALiBi), so that both may be shifted."""
     text = config.get_text_config()
+    if getattr(text, "alibi", False):
+        return True
     rotary = getattr(text, "rope_parameters", None)
-    by_length = any(kind in str(rotary) for kind in ("dynamic", "longrope"))  # their angles depend on the whole length
-    return (rotary is not None and not by_length) or bool(getattr(text, "alibi", False))
+    if rotary is None:
+        return False
+    by_the_whole_length = "dynamic" in str(rotary) or "longrope" in str(rotary)
+    return not by_the_whole_length
 
 
 def without_padding(
     logps_of: Callable,
-    groups: list[torch.Tensor],
-    model,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
+    groups: Sequence[Tensor],
+    model: torch.nn.Module,
+    ids: Tensor,
+    mask: Tensor,
     keep: int,
     entropy: bool,
     cut_left: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+) -> tuple[Tensor, Tensor | None, None]:
     """`logps_of`, GRPOTrainer._get_per_token_logps_and_entropies, on each group cut to its own tokens.
 
     Args:
@@ -73,15 +91,22 @@ def without_padding(
 
     Returns log-probabilities and entropies, (batch, keep), in the order of `ids`; 0 where a completion is padding.
     """
-    parts = []
+    width = mask.shape[1]
+    logps = []
+    entropies = []
     for group in groups:
         used = mask[group].any(0).nonzero()
+        first = int(used[0]) if cut_left else 0
         # One column of completion stays, for rows of which mask_truncated_completions leaves nothing.
-        left = int(used[0]) if cut_left else 0
-        right = min(mask.shape[1] - 1 - int(used[-1]), keep - 1)
-        cut = slice(left, mask.shape[1] - right)
-        logps, entropies, _ = logps_of(model, ids[group, cut], mask[group, cut], keep - right, compute_entropy=entropy)
-        parts.append([F.pad(values, (0, right)) for values in ((logps, entropies) if entropy else (logps,))])
+        end = max(int(used[-1]) + 1, width - keep + 1)
+        padding = width - end
+        cut_ids = ids[group, first:end]
+        cut_mask = mask[group, first:end]
+        of_group = logps_of(model, cut_ids, cut_mask, keep - padding, compute_entropy=entropy)
+        logps.append(F.pad(of_group[0], (0, padding)))
+        if entropy:
+            entropies.append(F.pad(of_group[1], (0, padding)))
     back = torch.cat(groups).argsort()
-    logps, *entropies = (torch.cat(values)[back] for values in zip(*parts, strict=True))
-    return logps, *(entropies or [None]), None
+    of_tokens = torch.cat(logps)[back]
+    of_entropy = torch.cat(entropies)[back] if entropy else None
+    return of_tokens, of_entropy, None

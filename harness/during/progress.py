@@ -1,6 +1,6 @@
 """Progress: the bar with its time left, and one readable line a log instead of a dict of thirty keys."""
 
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerState
 
 from harness.before.plan import Plan
 from harness.reward import reward_means, score_words
@@ -13,39 +13,39 @@ class Progress(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            kl = (
-                "KL: how far the policy is from the untrained one; it may rise slowly"
-                if args.beta
-                else "no KL, as beta is 0"
-            )
-            cut = f"how many were cut off at {args.max_completion_length} tokens"
-            self.training_bar.write(
-                f"Below, a line each {state.logging_steps:g} steps: mean rewards | length, {cut} | {kl}"
-            )
+        if self.training_bar is None:  # of several processes the first has it
+            return
+        kl = "no KL, as beta is 0"
+        if args.beta:
+            kl = "KL: how far the policy is from the untrained one; it may rise slowly"
+        cut = f"how many were cut off at {args.max_completion_length} tokens"
+        line = f"Below, a line each {state.logging_steps:g} steps: mean rewards | length, {cut} | {kl}"
+        self.training_bar.write(line)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and {"reward", "eval_reward"} & set(logs):
+        if self.training_bar is not None and ("reward" in logs or "eval_reward" in logs):
             self.training_bar.write(log_line(state, logs, self.plan.completions_a_step))
 
     def on_prediction_step(self, args, state, control, **kwargs):
         """No second bar for an evaluation."""
 
 
-def log_line(state, logs: dict[str, float], completions_a_step: int) -> str:
+def log_line(state: TrainerState, logs: dict[str, float], completions_a_step: int) -> str:
     """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut off | KL 0.41 | 4,900 tokens/s`"""
-    evaluation = "evaluation  " if "eval_reward" in logs else ""
-    logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
+    step = f"step {state.global_step}/{state.max_steps}"
+    evaluated = "eval_reward" in logs
+    if evaluated:
+        step += "  evaluation"
+        logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
     scores = score_words(reward_means(logs), between="  ")
-    length = f"{logs['completions/mean_length']:.0f} tokens"
+    tokens = logs["completions/mean_length"]
+    length = f"{tokens:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
-    parts = [
-        f"step {state.global_step}/{state.max_steps}  {evaluation}reward {logs['reward']:.2f}  {scores}",
-        f"{length}, {logs['completions/clipped_ratio']:.0%} cut off",
-        f"KL {logs['kl']:.3g}" if logs.get("kl") is not None else "no KL",
-    ]
-    if not evaluation:
-        tokens = logs["completions/mean_length"] * completions_a_step
-        parts.append(f"{tokens / logs['step_time']:,.0f} tokens/s")
-    return " | ".join(parts)
+    cut = f"{logs['completions/clipped_ratio']:.0%} cut off"
+    kl = "no KL" if logs.get("kl") is None else f"KL {logs['kl']:.3g}"
+    line = f"{step}  reward {logs['reward']:.2f}  {scores} | {length}, {cut} | {kl}"
+    if evaluated:
+        return line
+    speed = tokens * completions_a_step / logs["step_time"]
+    return f"{line} | {speed:,.0f} tokens/s"

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from harness.processes import launched, rank
 
 # SIGHUP: the terminal is gone (an ssh connection lost). SIGUSR1: Slurm's warning before it takes the machine back.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 REPEATED = 3  # seconds in which a signal that comes again is the same one
+Handler = Callable[[int], None]
 STOPPING = b"\nstopping: an optimizer step that has begun is finished and saved first; once more stops at once\n"
 
 
@@ -39,11 +40,11 @@ class Stop:
     def __init__(self):
         self.number: int | None = None
         self.since = 0.0
-        self.first: Callable[[int], None] = end_at_once
-        self.again: Callable[[int], None] = end_at_once
+        self.first: Handler = end_at_once
+        self.again: Handler = end_at_once
         self.blocked: set[int] | None = None  # by this thread, before it forked; None before listen()
 
-    def listen(self, first: Callable[[int], None], again: Callable[[int], None] = end_at_once) -> None:
+    def listen(self, first: Handler, again: Handler = end_at_once) -> None:
         """From now on let the first signal call `first`, and a later one `again`."""
         self.first, self.again = first, again
         self._take()
@@ -51,12 +52,14 @@ class Stop:
     @contextmanager
     def after_step(self) -> Iterator[None]:
         """Inside, the first signal only sets `number`, at which training looks after each optimizer step."""
-        first, handlers = self.first, self._take()
+        first = self.first
+        handlers = self._take()
         self.first = _say_so
         try:
             yield
         finally:
-            self.first, self.number = first, None  # one that came after the last step has stopped nothing
+            self.first = first
+            self.number = None  # one that came after the last step has stopped nothing
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -65,7 +68,11 @@ class Stop:
         if self.blocked is None:
             self.blocked = set()
             os.register_at_fork(before=self._fork, after_in_parent=self._unblock, after_in_child=self._in_child)
-        return {n: signal.signal(n, self._handle) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+        before = {}
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, self._handle)
+        return before
 
     def _fork(self) -> None:
         # A signal that comes between the fork and _in_child would be handled, and lost, in the child.
@@ -88,8 +95,9 @@ class Stop:
 
     def _handle(self, number: int, frame) -> None:
         if self.number is None:
-            self.number, self.since = number, time.monotonic()
-            if number == getattr(signal, "SIGHUP", None):
+            self.number = number
+            self.since = time.monotonic()
+            if number == signal.SIGHUP:
                 _leave_terminal()
             self.first(number)
         elif time.monotonic() > self.since + REPEATED or (number == signal.SIGINT and os.isatty(0)):

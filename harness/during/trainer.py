@@ -29,7 +29,8 @@ REFERENCE = "reference_model.safetensors"
 
 def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The norm of weights or gradients, also of such as are divided over processes (by ZeRO-3: of this one's part)."""
-    norm = torch.nn.utils.get_total_norm([getattr(tensor, "ds_tensor", tensor) for tensor in tensors])
+    parts = [getattr(tensor, "ds_tensor", tensor) for tensor in tensors]
+    norm = torch.nn.utils.get_total_norm(parts)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -40,14 +41,19 @@ def gathered(weight: torch.nn.Parameter) -> torch.Tensor:
 
         with deepspeed.zero.GatheredParameters([weight]):
             return weight.detach().clone()
-    return weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+    if isinstance(weight, DTensor):
+        return weight.detach().full_tensor()
+    return weight.detach()
 
 
 def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
     """Have each of the data's columns that a reward takes written once beside its completion."""
-    left = set(columns) - {"step", "prompt", "completion", "advantage", *(reward.logged for reward in rewards)}
+    left = set(columns) - {"step", "prompt", "completion", "advantage"}
+    left -= {reward.logged for reward in rewards}
     for reward in rewards:
-        takes = parameters(reward.function) if reward.function else ()
+        if reward.function is None:
+            continue
+        takes = parameters(reward.function)
         reward.kept = [name for name in takes if name in left and name not in reward.settings]
         left -= set(reward.kept)
 
@@ -58,7 +64,8 @@ class Trainer(GRPOTrainer):
         args.reward_weights = [reward.weight for reward in rewards]
         if args.log_completions:
             keep_columns(rewards, others["train_dataset"].column_names)
-        functions, tokenizers = [reward.for_trl() for reward in rewards], [reward.tokenizer for reward in rewards]
+        functions = [reward.for_trl() for reward in rewards]
+        tokenizers = [reward.tokenizer for reward in rewards]
         with quiet():  # the reference model's weights are the policy's, whose bar has been seen
             super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
         if args.num_completions_to_print is None:
@@ -72,10 +79,12 @@ class Trainer(GRPOTrainer):
     def _calculate_rewards(self, *args, **kwargs):
         """(completions, rewards), of all processes. Also logs the mean of what the best of each group scores."""
         scores = super()._calculate_rewards(*args, **kwargs)
-        training = self.model.training
-        groups = self.num_generations if training else self.num_generations_eval
-        totals = (scores * self.reward_weights.to(scores.device)).nansum(dim=1).view(-1, groups)
-        self._metrics["train" if training else "eval"]["reward_best_of_group"].append(totals.amax(1).mean().item())
+        weights = self.reward_weights.to(scores.device)
+        totals = (scores * weights).nansum(dim=1)
+        mode = "train" if self.model.training else "eval"
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        best = totals.view(-1, group).amax(dim=1)
+        self._metrics[mode]["reward_best_of_group"].append(best.mean().item())
         return scores
 
     def log(self, logs, start_time=None):
@@ -86,27 +95,26 @@ class Trainer(GRPOTrainer):
         self.log_completions = asked
 
     def evaluate(self, *args, **kwargs):
-        kept = deepcopy(self._logs) if self.log_completions else self._logs
+        kept = deepcopy(self._logs)
         metrics = super().evaluate(*args, **kwargs)
         self._logs = kept
         return metrics
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Every save begins here; raises RunError where the weights are not finite, or where no model was written."""
-        if not total_norm([weight.detach() for weight in self.model.parameters() if weight.requires_grad]).isfinite():
+        norm = total_norm(weight for weight in self.model.parameters() if weight.requires_grad)
+        if not norm.isfinite():
             raise RunError(
                 f"step {self.state.global_step}: weights are no longer finite, and were not saved; start anew with "
                 "a lower training.learning_rate"
             )
-        folder = Path(output_dir or self.args.output_dir)
-        if self.is_fsdp_enabled and output_dir is None:
+        final = output_dir is None
+        if final and self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         super().save_model(output_dir, _internal_call)
-        if output_dir is None and self.args.should_save and not any(folder.glob("*model*.safetensors")):
-            raise RunError(
-                f"{folder}: no model was written; set zero3_save_16bit_model: true, as recipes/launch/zero3.yaml does, "
-                "and go on with --resume"
-            )
+        folder = Path(self.args.output_dir)
+        if final and self.args.should_save and not any(folder.glob("*model*.safetensors")):
+            raise RunError(f"{folder}: no model was written; set zero3_save_16bit_model: true and go on with --resume")
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: TRL's card, written at each save, shows neither rewards nor samples; Report writes ours."""
@@ -129,9 +137,10 @@ class Trainer(GRPOTrainer):
             save_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
 
     def load_extras(self, checkpoint: Path) -> None:
-        if (file := self._generation_batch(checkpoint)).exists():
-            where = "cpu" if self.args.use_cpu else self.args.device  # of several processes it would be cpu:0
-            self._step, self._buffered_inputs = torch.load(file, map_location=where, weights_only=True)
+        batch = self._generation_batch(checkpoint)
+        if batch.exists():
+            device = self.args.device.type  # without its number, as torch.load takes no cpu:0
+            self._step, self._buffered_inputs = torch.load(batch, map_location=device, weights_only=True)
         if self.args.sync_ref_model:
             load_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
 
@@ -144,9 +153,12 @@ class Trainer(GRPOTrainer):
         logps_of = super()._get_per_token_logps_and_entropies
         if any(value is not None and value is not False for value in others.values()):  # images, a router's loss
             return logps_of(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others)
-        rows = by_length(attention_mask, batch_size, split=self.accelerator.num_processes == 1)
-        left = positions_are_relative(self.model.config)
-        return without_padding(logps_of, rows, model, input_ids, attention_mask, logits_to_keep, compute_entropy, left)
+        alone = self.accelerator.num_processes == 1
+        groups = by_length(attention_mask, batch_size, split=alone)
+        cut_left = positions_are_relative(self.model.config)
+        return without_padding(
+            logps_of, groups, model, input_ids, attention_mask, logits_to_keep, compute_entropy, cut_left
+        )
 
     def _init_training_state(self, max_steps, updates_per_epoch, epochs, *args):
         begin = super()._init_training_state(max_steps, updates_per_epoch, epochs, *args)
