@@ -52,11 +52,11 @@ def test_the_band_ends_where_scores_do(drawn):
 def test_a_panel_each_in_the_order_of_the_titles(drawn):
     panels = drawn({"": logs(120) + [{"step": 60, "eval_reward": 3.0}]}, {"right": 1, "cheap": -1})
     assert list(panels) == ["right", "cheap", "total", "completion"]  # two of the last
-    assert panels["cheap"].get_title(loc="left") == "cheap (weight -1)"
     line, points, evaluation = panels["total"].lines
     assert len(line.get_xdata()) == len(points.get_xdata()) == 120 and line.get_linestyle() == "-"
-    assert evaluation.get_xydata().tolist() == [[60, 3.0]]
-    assert list(drawn({"": logs(3, kl=0.1)}))[-1] == "KL:"  # there is none without a reference model
+    assert evaluation.get_xydata().tolist() == [[60, 3.0]] and panels["cheap"].get_title("left") == "cheap (weight -1)"
+    untitled = logs(3, **{"kl": 0.1, "rewards/new/mean": 1.0})  # there is no KL without a reference model
+    assert list(drawn({"": untitled})) == ["right", "cheap", "new", "total", "completion", "KL:"]
 
 
 def test_runs_are_named_once_and_texts_stand_as_they_are(drawn):
