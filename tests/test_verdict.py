@@ -54,7 +54,7 @@ def test_alike():
 
 UP, SAME, DOWN = [1, 2] * 8, [0, 0.1, 0, -0.1] * 4, [-1, -0.5] * 8
 VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the verdict's word, and its line
-    "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned: emoji \+1.50 .*; kept: answer 0.00"),
+    "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned: emoji [^;]*; kept: answer 0.00 [^;]*$"),
     "a little of a canary is lost": ({"emoji": (1, UP), "answer": (0, [-1] + 15 * [-0.1])}, "learned", "lost: answer"),
     "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r"learned: emoji .*; lost: length -0.75"),
     "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
@@ -67,6 +67,7 @@ VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the 
     "no total": ({"a": (1, UP), "b": (1, [-1, -2] * 8)}, "mixed", r"^mixed: total 0.00 .*; learned: a .*; lost: b"),
     "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", r"^learned: total .*; unclear: a"),
     "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
+    "no score at all": ({"judge": (1, 16 * [None])}, "not learned", r"^not learned: total 0.00 \([^;]*\)$"),
 }  # fmt: skip
 
 
@@ -74,14 +75,11 @@ def made_up(changes: dict[str, list[float | None]]) -> list[dict]:
     """Lines of samples.jsonl, one for each change of the scores from 1 and 3 in turn; each answer is another one."""
     samples = []
     for i, row in enumerate(zip(*changes.values(), strict=True)):
-        sides = {}
-        for side, times in (("before", 0), ("after", 1)):
-            scores = [None if change is None else 1 + i % 2 * 2 + times * change for change in row]
-            sides[side] = {
-                "completion": chr(0x4E00 + i + 99 * times) * 9,
-                "rewards": dict(zip(changes, scores, strict=True)),
-            }
-        samples.append({"held_out": True, **sides})
+        change = dict(zip(changes, row, strict=True))
+        before = {name: None if change[name] is None else 1 + i % 2 * 2 for name in change}
+        after = {name: None if change[name] is None else before[name] + change[name] for name in change}
+        sample = {"held_out": True, "before": {"completion": chr(0x4E00 + i) * 9, "rewards": before}}
+        samples.append(sample | {"after": {"completion": chr(0x5E00 + i) * 9, "rewards": after}})
     return samples
 
 
@@ -93,10 +91,8 @@ def test_verdicts_on_made_up_scores():
         found = verdict(samples, weights)
         if found.word != word or not re.search(words, found.line) or not set(found.explained()) <= set(WORDS):
             wrong.append((case, found))
-        few = verdict(samples[:7], weights)
-        if (few.word, few.line) != ("unknown", "no verdict: it takes 8 held-out questions, and there are 7"):
-            wrong.append((case, few))
-    assert wrong == []
+    few = verdict(samples[:7], weights)
+    assert wrong == [] and few.word == "unknown" and few.line.startswith("no verdict: ") and "7" in few.line
 
 
 def test_means_before_and_after_and_on_how_many_questions():
@@ -108,22 +104,15 @@ def test_means_before_and_after_and_on_how_many_questions():
     assert (fewer.after, fewer.better, fewer.worse) == (1, 16, 0)
 
 
-def test_a_reward_that_tells_no_answer_from_another_is_not_learned():
-    samples = made_up({"constant": [0] * 16})
+def test_a_reward_that_tells_no_answer_from_another_is_not_learned_and_one_answer_to_all_is_a_hack():
+    samples = made_up({"emoji": [1] * 16})
     for sample in samples:
-        for side in ("before", "after"):
-            sample[side]["rewards"]["constant"] = 1.0
+        sample["after"]["completion"] = "yes!"
+    line = "hacked: emoji +1.00 (0.50 to 1.50) rose; 100% of the answers say nearly the same (6% before)"
+    assert verdict(samples, {"emoji": 1}).line == line
+    for sample in samples:
+        sample["before"]["rewards"] = sample["after"]["rewards"] = {"constant": 1.0}
     assert verdict(samples, {"constant": 1}).line.startswith("not learned: constant 0.00 (-0.19 to 0.19)")
-
-
-def test_answers_that_become_the_same_are_hacked_where_no_canary_watches():
-    before = [{"completion": chr(97 + i) * 9, "rewards": {"emoji": 0.0}} for i in range(16)]
-    samples = [
-        {"held_out": True, "before": b, "after": {"completion": "yes!", "rewards": {"emoji": 1.0}}} for b in before
-    ]
-    found = verdict(samples, {"emoji": 1})
-    assert found.word == "hacked"
-    assert found.line == "hacked: emoji +1.00 (0.81 to 1.00) rose; 100% of the answers say nearly the same (6% before)"
 
 
 LOG = {"frac_reward_zero_std": 0.1, "kl": 0.5}
@@ -139,8 +128,7 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
 
 
 def test_the_likeliest_reason_why_nothing_was_learned():
-    logs = [[LOG | log, {"train_loss": 0.0}] for log, *_ in REASONS]
-    found = [likely_reason(log, *known) for log, (_, *known, _) in zip(logs, REASONS, strict=True)]
+    found = [likely_reason([LOG | log, {"train_loss": 0.0}], *known) for log, *known, _ in REASONS]
     assert found == [words for *_, words in REASONS]
 
 
@@ -159,7 +147,7 @@ def test_the_demo_is_called_learned(demo, tmp_path, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("learned: emoji +"), last
     card = (tmp_path / "run/README.md").read_text()
-    assert f"**{last}**" in card and f"- *learned*: {WORDS['learned']}" in card and "| KL at the end | " in card
+    assert f"**{last}** (64 held-out" in card and f"- *learned*: {WORDS['learned']}" in card and "\nNone.\n" in card
     found = json.loads((tmp_path / "run/status.json").read_text())["verdict"]
     assert (found["word"], found["line"]) == ("learned", last)
     emoji = found["changes"][0]
@@ -175,11 +163,10 @@ HACKED = ["--rewards.answer_reward.weight", "0", "--training.learning_rate", "2e
 def test_the_hacked_demo_is_called_hacked_and_its_warnings_come_again(demo, tmp_path, capsys):
     short = ["--training.max_steps", "14", "--training.logging_steps", "1"]
     train_grpo.main([*demo, *HACKED, *short, "--training.output_dir", str(tmp_path / "run")])
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("hacked: emoji +") and "while answer -" in printed[-1], printed[-1]
-    assert [
-        line for line in printed[-3:-1] if line.startswith("warning: step ") and "answer_reward, of weight 0" in line
-    ]
+    *_, warning, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("hacked: emoji +") and "while answer -" in last, last
+    assert warning.startswith("warning: step ") and "answer_reward, of weight 0" in warning
+    assert f"\n- {warning.removeprefix('warning: ')}\n" in (tmp_path / "run/README.md").read_text()
 
 
 def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsys):
@@ -191,31 +178,27 @@ def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsy
     kept, last = evaluations[state["best_global_step"]], evaluations[12]
     assert state["best_global_step"] <= 6 and kept["eval_reward"] < last["eval_reward"]  # which alone names a later one
     assert kept["eval_rewards/answer_reward/mean"] > last["eval_rewards/answer_reward/mean"]
+    card = (tmp_path / "run/README.md").read_text()
     words = f"as it was at step {state['best_global_step']} (the "
-    assert words in capsys.readouterr().out and words in (card := (tmp_path / "run/README.md").read_text())
-    assert "| evaluation | step 12: total reward" in card
+    assert words in capsys.readouterr().out and words in card and "| evaluation | step 12: total reward" in card
 
 
 def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
     with pytest.raises(RunError, match="the weights have not changed"):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
-    last = "no change: all 64 answers are as before; likely because no step has moved a weight"
-    assert capsys.readouterr().out.splitlines()[-1] == last
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "no change: all 64 answers are as before; likely because no step has moved a weight"
 
 
 def test_a_lora_run_of_too_small_steps_says_that_it_was_too_slow(tiny, capsys):
     train_grpo.main([*tiny, "--lora", "{r: 4, target_modules: [q_proj]}", "--training.learning_rate", "1e-6"])
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert re.match("no change: |not learned: ", last), last
-    assert "; likely because learning_rate 1e-06 is one for all weights; LoRA needs more" in last
+    *_, merged, _, _, more, last = capsys.readouterr().out.splitlines()
+    assert merged.startswith("merge it: ") and "/run-merged --training.output_dir " in more
+    assert "; likely because learning_rate 1e-06 is one for all weights" in last
 
 
 def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):
     best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
-    choice = "is no metric of the rewards; choose one of reward, rewards/emoji_reward/mean, .*while_canaries_hold"
-    wrong = []
     for metric in ("rewards/emojireward/mean", "loss"):  # upstream takes the loss where none is named
         message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
-        if not re.search(f"training.metric_for_best_model: '{metric}' {choice}", message):
-            wrong.append(message)
-    assert wrong == []
+        assert f"training.metric_for_best_model: '{metric}'" in message and "while_canaries_hold" in message

@@ -4,22 +4,19 @@ import importlib.util
 import re
 import sys
 
-import pytest
 from conftest import ROOT
 
 import train_grpo
 
-ZOO = ROOT / "demo/zoo"
+ANIMALS = {"frog": ("length", "once"), "owl": ("figures", "true"), "fox": ("kind", "about")}  # its reward, its canary
 
 
-@pytest.mark.parametrize(
-    ("animal", "reward", "canary"), [("frog", "length", "once"), ("owl", "figures", "true"), ("fox", "kind", "about")]
-)
-def test_it_passes_check_with_one_reward_and_its_canary(animal, reward, canary, tiny, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("rewards", ZOO / "rewards.py")
+def test_each_passes_check_with_one_reward_and_its_canary(tiny, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("rewards", ROOT / "demo/zoo/rewards.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "rewards", module)
-    train_grpo.main([*tiny, "--config", str(ZOO / f"{animal}.yaml"), "--check"])
-    planned = re.findall(r"(\S+) x (\w+)_reward", capsys.readouterr().out)
-    assert sorted(planned) == sorted([("0", "answer"), ("0", canary), ("1", reward)])
+    for animal, (reward, canary) in ANIMALS.items():
+        train_grpo.main([*tiny, "--config", str(ROOT / f"demo/zoo/{animal}.yaml"), "--check"])
+        planned = re.findall(r"(\S+) x (\w+)_reward", capsys.readouterr().out)
+        assert sorted(planned) == sorted([("0", "answer"), ("0", canary), ("1", reward)]), animal

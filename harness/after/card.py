@@ -4,81 +4,87 @@ import html
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from trl import GRPOTrainer
 
-from harness.after.verdict import Verdict, number
-from harness.before.plan import Plan
+from harness.after.verdict import number
 from harness.during.watch import best_in_words
 from harness.reward import score_words
-from harness.run_folder import RunFolder
 from harness.settings import versions
 
+if TYPE_CHECKING:
+    from harness.after.report import Report
 
-def model_card(
-    trainer: GRPOTrainer,
-    plan: Plan,
-    folder: RunFolder,
-    samples: list[dict[str, Any]],
-    warnings: list[str],
-    seconds: float,
-    status: str,
-    verdict: Verdict | None,
-) -> ModelCard:
-    """The card as of now, with these of the samples; `status`, the verdict or that there is none, stands in front."""
-    state, args, settings = trainer.state, trainer.args, plan.settings
+
+def model_card(report: "Report") -> ModelCard:
+    """The card as of now; the verdict, or that there is none yet, stands in front."""
+    plan = report.plan
+    args = report.trainer.args
+    state = report.trainer.state
+    settings = plan.settings
     base = settings.model["pretrained_model_name_or_path"]
     source = str(settings.dataset.get("data_files") or settings.dataset["path"])
-    on_hub = [name for name in (base, source) if name.count("/") == 1 and not Path(name).exists()]
-    gpu = torch.cuda.get_device_name() if trainer.accelerator.device.type == "cuda" else None
-    device = gpu or platform.processor() or platform.machine()
-    completions = state.global_step * plan.completions_a_step // args.num_iterations
-    lengths = [log["completions/mean_length"] for log in state.log_history if "completions/mean_length" in log]
     metadata = ModelCardData(
-        base_model=base if base in on_hub else None,
-        datasets=[source] if source in on_hub else None,
+        base_model=base if _on_hub(base) else None,
+        datasets=[source] if _on_hub(source) else None,
         library_name="peft" if settings.lora else "transformers",
-        model_name=folder.path.name,
+        model_name=report.folder.path.name,
         pipeline_tag="text-generation",
         tags=["trl", "grpo"],
     )
+    samples = report.shown()
+
+    def logged(key: str) -> list[float]:
+        return [log[key] for log in state.log_history if log.get(key) is not None]
+
+    completions = state.global_step * plan.completions_a_step // args.num_iterations
+    lengths = logged("completions/mean_length")
+    tokens = completions * sum(lengths) / len(lengths) if lengths else 0
     return ModelCard.from_template(
         metadata,
         template_path=Path(__file__).with_name("card.md"),
-        status=status,
-        verdict=verdict,
-        number=number,
-        base=_link(base, "", on_hub),
-        data=_link(source, "datasets/", on_hub),
+        report=report,
         plan=plan,
-        samples=samples,
-        warnings=warnings,
-        cell=_cell,
-        answered=_answered,
         args=args,
         state=state,
-        completions=completions,
-        tokens=completions * (sum(lengths) / len(lengths) if lengths else 0),
-        time=f"{seconds / 60:.1f} minutes on {args.world_size} x {device}",
-        kl=next((log["kl"] for log in reversed(state.log_history) if log.get("kl") is not None), None),
-        best=best_in_words(args, state),
-        logs=[log for log in state.log_history if "reward_best_of_group" in log],
-        evaluations=[log for log in state.log_history if "eval_reward" in log],
-        versions=", ".join(map(" ".join, versions().items())),
-        model_id=args.hub_model_id or folder.path.absolute(),
+        verdict=report.verdict() if report.over else None,
+        logged=logged,
+        number=number,
+        cell=_cell,
+        answer_cell=_answer_cell,
+        base=_link(base, ""),
+        data=_link(source, "datasets/"),
+        samples=samples,
         question=json.dumps(samples[0]["question"] if samples else "...", ensure_ascii=False),
+        completions=completions,
+        tokens=tokens,
+        device=_device(report.trainer.accelerator.device),
+        best=best_in_words(args, state),
+        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
+        model_id=args.hub_model_id or report.folder.path.absolute(),
     )
 
 
-def _answered(answer: dict[str, Any] | None) -> str:
-    return f"{_cell(answer['completion'])}<br>*{score_words(answer['rewards'])}*" if answer else "not yet"
+def _on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not Path(name).exists()
 
 
-def _link(name: str, kind: str, on_hub: list[str]) -> str:
-    return f"[{name}](https://huggingface.co/{kind}{name})" if name in on_hub else f"`{name}`"
+def _link(name: str, kind: str) -> str:
+    return f"[{name}](https://huggingface.co/{kind}{name})" if _on_hub(name) else f"`{name}`"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def _answer_cell(answer: dict[str, Any] | None) -> str:
+    if answer is None:
+        return "not yet"
+    return f"{_cell(answer['completion'])}<br>*{score_words(answer['rewards'])}*"
 
 
 def _cell(text: str) -> str:

@@ -4,27 +4,45 @@ import io
 import math
 import re
 import textwrap
+import warnings
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from harness.errors import UserError
 from harness.files import write_whole
 from harness.reward import reward_means
-from harness.run_folder import RunFolder
 
-FRONTIER = "frontier"  # no key of a log: two of them against each other
+History = list[dict[str, Any]]  # `log_history` of trainer_state.json
+Runs = dict[str, History]  # by the run's name
+
 JAPANESE = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Yu Gothic", "Hiragino Sans", "TakaoPGothic")
 SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
 
 
+@dataclass
+class Panel:
+    """What one panel shows.
+
+    `key`: of the logs; `spread`: that of its standard deviation. `weights`: the rewards of which it is a weighted sum.
+    `unit`: what stands beside the axis.
+    """
+
+    key: str
+    heading: str
+    spread: str = ""
+    weights: dict[str, float] = field(default_factory=dict)
+    unit: str = ""
+
+
 def draw_curves(
-    runs: dict[str, list[dict[str, Any]]],
+    runs: Runs,
     titles: dict[str, str],
     path: Path,
     weights: dict[str, float] | None = None,
@@ -36,135 +54,146 @@ def draw_curves(
     were logged: no score lies beyond them.
 
     Args:
-        runs: `log_history` of `trainer_state.json` by the run's name; what is at a step below 1 is an earlier run's.
+        runs: the histories to lay over each other.
         titles: what each reward measures, by the name it is logged under; the panels come in this order.
         path: of the PNG.
         weights: of the rewards, to be shown.
         totals: whether the total reward is the same sum in all runs.
     """
-    weights = weights or {}
-    order = {name: i for i, name in enumerate(titles)}  # a resumed run's logs have theirs by the alphabet
-    names = sorted(reward_names(runs), key=lambda name: order.get(name, len(order)))
-    panels = [(f"rewards/{name}/mean", name, f"rewards/{name}/std") for name in names] + [
-        *([("reward", "total reward (weighted)", "reward_std")] if totals else []),
-        ("completions/mean_characters", "completion length (characters)", None),
-        ("completions/mean_length", "completion length (tokens)", None),
-        ("kl", "KL: distance from the untrained model (a token)", None),
-    ]
-    if not any("kl" in log for history in runs.values() for log in history):  # with beta 0
-        panels.pop()
-    elif len(runs) > 1 and totals:
-        panels.append((FRONTIER, "total reward against KL: what a run has paid for it", None))
-    families = ["DejaVu Sans", *(font for font in JAPANESE if font in font_manager.get_font_names())]
-    rows, alone = -(-len(panels) // 2), len(runs) == 1
-    continued = any(log["step"] < 1 for history in runs.values() for log in history if "reward" in log)
-    with rc_context({"font.family": families}):
+    panels = _panels(runs, titles, weights or {}, totals)
+    rows = math.ceil(len(panels) / 2)
+    fonts = [font for font in JAPANESE if font in font_manager.get_font_names()]
+    with rc_context({"font.family": ["DejaVu Sans", *fonts]}):
         figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
-        for axes, (key, heading, spread) in zip(figure.subplots(rows, 2).flat, panels, strict=False):
+        for place, panel in enumerate(panels, start=1):
+            axes = figure.add_subplot(rows, 2, place)
             for run, history in runs.items():
-                if key == FRONTIER:
-                    _draw_frontier(axes, history, run)
-                    continue
-                bounds = _scored(history, {heading: 1} if heading in names else weights)
-                _draw_run(axes, history, key, spread if alone else None, bounds, run, alone)
-            if heading in titles:  # a reward's unit is what its title says first
-                unit = re.split(r"[,;:.、。]|(?<=\))", titles[heading].replace("`", ""))[0]
-                lines = textwrap.wrap(unit, 30 if unit.isascii() else 16)[:2]
-                axes.set_ylabel("\n".join(lines), fontsize=7, parse_math=False)  # or two $ would be TeX between them
-            weight = f" (weight {weights[heading]:g})" if heading in weights else ""
-            axes.set_title(heading + weight, fontsize=10, loc="left", parse_math=False)
-            axes.set_xlabel(
-                "KL" if key == FRONTIER else "optimizer step" + "; up to 0 of the run that it goes on from" * continued,
-                fontsize=8,
-            )
-            if continued and key != FRONTIER:
-                axes.axvline(0.5, color="k", linewidth=0.8, linestyle=":")
-            axes.tick_params(labelsize=8)
-            axes.grid(alpha=0.3)
-        for axes in figure.axes[len(panels) :]:
-            axes.remove()
-        named: dict[str, Any] = {}  # in one legend, which covers no curve
-        for axes in figure.axes:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                named.setdefault(label, handle)
-        if named:
-            place = {"loc": "outside upper left", "ncols": 4, "fontsize": 8, "frameon": False}
-            for text in figure.legend(named.values(), named.keys(), **place).get_texts():
-                text.set_parse_math(False)
-        figure.savefig(png := io.BytesIO(), dpi=110)
-    write_whole(path, png.getvalue())
+                _draw_run(axes, panel, history, run, alone=len(runs) == 1)
+            _label(axes, panel)
+        _add_legend(figure)
+        picture = _png(figure)
+    write_whole(path, picture)
 
 
-def _draw_run(
-    axes: Axes,
-    history: list[dict[str, Any]],
-    key: str,
-    spread: str | None,
-    bounds: tuple[float, float],
-    label: str,
-    alone: bool,
-) -> None:
-    """One run in one panel; `bounds`: those of its scores, beyond which no spread is drawn."""
-    steps, values, spreads = _points(history, key, spread)
-    line, around = _smoothed(values), _smoothed(spreads)
-    (drawn,) = axes.plot(
-        steps, line, "." if len(steps) == 1 else "-", label=label if len(steps) else None, linewidth=1.5
-    )
+def reward_names(runs: Runs) -> list[str]:
+    """Of all rewards in the logs, in the order of the first log that has one."""
+    names: dict[str, None] = {}
+    for history in runs.values():
+        for log in history:
+            names |= dict.fromkeys(reward_means(log))
+    return list(names)
+
+
+def _panels(runs: Runs, titles: dict[str, str], weights: dict[str, float], totals: bool) -> list[Panel]:
+    logged = reward_names(runs)  # of a resumed run by the alphabet
+    names = [name for name in titles if name in logged]
+    names += [name for name in logged if name not in titles]
+    panels = []
+    for name in names:
+        heading = f"{name} (weight {weights[name]:g})" if name in weights else name
+        unit = _unit(titles.get(name, ""))
+        panels.append(Panel(f"rewards/{name}/mean", heading, f"rewards/{name}/std", {name: 1.0}, unit))
+    if totals:
+        panels.append(Panel("reward", "total reward (weighted)", "reward_std", weights))
+    panels.append(Panel("completions/mean_characters", "completion length (characters)"))
+    panels.append(Panel("completions/mean_length", "completion length (tokens)"))
+    if any("kl" in log for history in runs.values() for log in history):  # there is none with beta 0
+        panels.append(Panel("kl", "KL: distance from the untrained model (a token)"))
+    return panels
+
+
+def _unit(title: str) -> str:
+    """A reward's unit is what its title says first."""
+    unit = re.split(r"[,;:.、。]|(?<=\))", title.replace("`", ""))[0]
+    width = 30 if unit.isascii() else 16
+    return "\n".join(textwrap.wrap(unit, width)[:2])
+
+
+def _draw_run(axes: Axes, panel: Panel, history: History, run: str, alone: bool) -> None:
+    """One run in one panel; its spread too where it is `alone`."""
+    steps, values = _points(history, panel.key)
+    line = _smoothed(values)
+    style = "." if len(steps) == 1 else "-"
+    (drawn,) = axes.plot(steps, line, style, label=run if steps else None, linewidth=1.5)
+    color = drawn.get_color()
     if len(steps) > SMOOTH:
-        axes.plot(steps, values, ".", color=drawn.get_color(), markersize=1.5, alpha=0.4)
-    if spread:
-        low, high = ((line + side).clip(*bounds) for side in (-around, around))
+        axes.plot(steps, values, ".", color=color, markersize=1.5, alpha=0.4)
+    if alone and panel.spread:
+        _, spreads = _points(history, panel.spread)
+        spread = _smoothed(spreads)
+        lowest, highest = _bounds(history, panel.weights)
+        low = (line - spread).clip(lowest, highest)
+        high = (line + spread).clip(lowest, highest)
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, label="± 1 standard deviation")
-    evaluated = _points(history, f"eval_{key}", None)
-    if len(evaluated[0]):
+    steps, values = _points(history, f"eval_{panel.key}")
+    if steps:
         label = "evaluation" if alone else None
-        axes.plot(*evaluated[:2], "o", color=drawn.get_color(), markersize=4, markeredgecolor="k", label=label)
+        axes.plot(steps, values, "o", color=color, markersize=4, markeredgecolor="k", label=label)
 
 
-def _draw_frontier(axes: Axes, history: list[dict[str, Any]], label: str) -> None:
-    """How far from the untrained model each reward was: a hacked run gets its reward farther out."""
-    logs = [log for log in history if log.get("kl") is not None and log.get("reward") is not None]
-    if logs:
-        kl, reward = (_smoothed(np.array([log[key] for log in logs])) for key in ("kl", "reward"))
-        axes.plot(kl, reward, ".", markersize=4, label=label)
-
-
-def _scored(history: list[dict[str, Any]], weights: dict[str, float]) -> tuple[float, float]:
-    """The lowest and the highest weighted sum of the scores that were logged; unbounded where a reward logs none."""
-    ends = []
-    for name, weight in weights.items():
-        lows, highs = ([log.get(f"rewards/{name}/{end}") for log in history] for end in ("min", "max"))
-        low = min((value for value in lows if value is not None), default=-math.inf)
-        high = max((value for value in highs if value is not None), default=math.inf)
-        ends += [sorted((weight * low, weight * high))] if weight else []
-    return tuple(map(sum, zip(*ends, strict=True))) if ends else (-math.inf, math.inf)
-
-
-def earlier_logs(run: RunFolder, seen: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """The logs of the run whose model this one goes on from, and of those before it, at steps up to 0; [] if none."""
-    seen = (*seen, run.path.resolve())
-    try:
-        model = RunFolder(run.settings()["model"]["pretrained_model_name_or_path"])
-        if model.path.resolve() in seen or not model.state_file.exists():
-            return []
-        state = model.state()
-        logs = earlier_logs(model, seen) + state["log_history"]
-        return [log | {"step": log["step"] - state["global_step"]} for log in logs]
-    except (UserError, KeyError):  # its files are damaged, or from elsewhere
-        return []
-
-
-def reward_names(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    return list(dict.fromkeys(name for history in runs.values() for log in history for name in reward_means(log)))
-
-
-def _points(history: list[dict[str, Any]], key: str, spread: str | None) -> np.ndarray:
-    """(3, points): step, value and spread of each log that has the key."""
+def _points(history: History, key: str) -> tuple[list[int], pd.Series]:
+    """The steps at which it was logged, and the values."""
     logs = [log for log in history if log.get(key) is not None]
-    return np.array([[log["step"], log[key], log.get(spread) or 0] for log in logs], dtype=float).reshape(-1, 3).T
+    values = pd.Series([log[key] for log in logs], dtype=float)
+    return [log["step"] for log in logs], values
 
 
-def _smoothed(values: np.ndarray) -> pd.Series:
+def _bounds(history: History, weights: dict[str, float]) -> tuple[float, float]:
+    """The lowest and the highest weighted sum of the scores that were logged; unbounded where a reward logs none."""
+    lowest = 0.0
+    highest = 0.0
+    weighed = {name: weight for name, weight in weights.items() if weight}
+    for name, weight in weighed.items():
+        _, lows = _points(history, f"rewards/{name}/min")
+        _, highs = _points(history, f"rewards/{name}/max")
+        low = weight * min(lows, default=-math.inf)
+        high = weight * max(highs, default=math.inf)
+        lowest += min(low, high)
+        highest += max(low, high)
+    return (lowest, highest) if weighed else (-math.inf, math.inf)
+
+
+def _smoothed(values: pd.Series) -> pd.Series:
     """Running means, shorter at the ends; as they are where there are few points."""
     window = len(values) // 20 if len(values) > SMOOTH else 1
-    return pd.Series(values).rolling(window, center=True, min_periods=1).mean()
+    return values.rolling(window, center=True, min_periods=1).mean()
+
+
+def _label(axes: Axes, panel: Panel) -> None:
+    # Without parse_math what stands between two $ would be TeX.
+    axes.set_title(panel.heading, fontsize=10, loc="left", parse_math=False)
+    axes.set_ylabel(panel.unit, fontsize=7, parse_math=False)
+    axes.set_xlabel("optimizer step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _add_legend(figure: Figure) -> None:
+    """One for all panels, which covers no curve."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if named:
+        legend = figure.legend(
+            named.values(), named.keys(), loc="outside upper left", ncols=4, fontsize=8, frameon=False
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    with warnings.catch_warnings(record=True) as caught:
+        figure.savefig(picture, dpi=110)
+    for warning in caught:
+        if str(warning.message).startswith("Glyph"):  # one a character, and again for each picture
+            _note_boxes()
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return picture.getvalue()
+
+
+@cache
+def _note_boxes() -> None:
+    tqdm.write(f"note: the curves have boxes, as no font here has some characters of a title: install {JAPANESE[0]}")

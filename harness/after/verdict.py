@@ -1,18 +1,24 @@
-"""Verdict: what a run changed, by the same held-out questions answered before and after it, and how sure that is."""
+"""Verdict: what a run changed, by the same held-out questions answered before and after it, and how sure that is.
+
+This module imports no torch, so that `compare` is quick.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from harness.reward import given_up
+from harness.reward import given_up, short, total
+
+Sample = dict[str, Any]  # a line of samples.jsonl
 
 FEWEST = 8  # answered questions; below it an interval says nothing
 ALIKE = 0.8  # of two answers' trigrams
 FEW_STEPS = 50  # the demo needs as many for its emoji (benchmarks/README.md)
 HARDLY = 0.01  # nats a token of KL
-OF_A_REWARD = ("learned", "lost", "not learned", "kept", "unclear")
+OF_A_REWARD = ("learned", "lost", "not learned", "kept", "unclear")  # as the line has them
 WORDS = {  # of a reward of the run, and the first of the whole verdict, which goes by the weighted total
     "learned": "it rose: all of the interval lies above 0",
     "lost": "it fell: all of the interval lies below 0",
@@ -35,8 +41,12 @@ class Interval:
     high: float
 
     def __str__(self):
-        around = f"{number(self.low)} to {number(self.high)}" if np.isfinite(self.low) else "too few for an interval"
-        return f"{'+' if self.mean > 0 else ''}{number(self.mean)} ({around})"
+        mean = number(self.mean)
+        if self.mean > 0:
+            mean = f"+{mean}"
+        if np.isinf(self.low):
+            return f"{mean} (too few for an interval)"
+        return f"{mean} ({number(self.low)} to {number(self.high)})"
 
 
 def interval(values: Sequence[float], scores: Any = None) -> Interval:
@@ -47,25 +57,33 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
         scores: from which the values were made, in any shape, if they are differences.
     """
     values = np.asarray(values, dtype=float).round(12)  # differences that are equal differ in their last digits
-    return _student(values.mean(), [values], values if scores is None else scores)
+    mean = values.mean().round(12)
+    count = len(values)
+    if count < FEWEST:
+        return Interval(float(mean), -np.inf, np.inf)
+    # How far a score can lie from another, or from 0, as far as the scores tell: no end lies farther out.
+    span = np.ptp([0, *np.ravel(values if scores is None else scores)])
+    if np.ptp(values) > 0:
+        half = _t(count - 1) * values.std(ddof=1) / count**0.5
+    else:  # the rule of three: 3 of n questions may be otherwise; but not so much that a mean of all would be none
+        half = 3 / count * span
+        half = min(half, abs(mean) / 2 or half)
+    low, high = np.clip([mean - half, mean + half], -span, span).round(12)
+    return Interval(float(mean), float(low), float(high))
 
 
 def interval_between(first: Sequence[float], second: Sequence[float]) -> Interval:
     """How much larger the mean of `second` is, whose questions are other ones: by Welch's t (Biometrika 34, 1947)."""
     samples = [np.asarray(values, dtype=float) for values in (first, second)]
-    return _student(samples[1].mean() - samples[0].mean(), samples, np.concatenate(samples))
-
-
-def _student(mean: float, samples: list[np.ndarray], scores: Any) -> Interval:
-    """Around `mean`, and no farther than a score can lie from another or from 0, as far as the scores tell."""
-    fewest, span = min(map(len, samples)), np.ptp([0, *np.ravel(scores)])
+    mean = samples[1].mean() - samples[0].mean()
+    fewest, span = min(map(len, samples)), np.ptp([0, *first, *second])
     if fewest < FEWEST:
         return Interval(float(mean), -np.inf, np.inf)
     if any(map(np.ptp, samples)):
         variances = [values.var(ddof=1) / len(values) for values in samples]
         freedoms = [variance**2 / (len(values) - 1) for variance, values in zip(variances, samples, strict=True)]
         half = _t(sum(variances) ** 2 / sum(freedoms)) * sum(variances) ** 0.5
-    else:  # the rule of three: 3 of n questions may be otherwise; but not so much that a mean of all would be none
+    else:
         half = min(3 / fewest * span, abs(mean) / 2 or np.inf)
     low, high = np.clip((mean - half, mean + half), -span, span)
     return Interval(*(float(each.round(12)) for each in (mean, low, high)))
@@ -73,9 +91,7 @@ def _student(mean: float, samples: list[np.ndarray], scores: Any) -> Interval:
 
 def _t(freedom: float) -> float:
     """The 97.5% quantile of Student's t, within 0.001 from 7 degrees of freedom on (Abramowitz and Stegun, 26.7.5)."""
-    z = 1.959964
-    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+    return 1.959964 + 2.3722713 / freedom + 2.8224987 / freedom**2 + 2.5558498 / freedom**3
 
 
 @dataclass
@@ -113,49 +129,133 @@ class Verdict:
         return {word: meaning for word, meaning in WORDS.items() if word in used}
 
 
-def alike(answers: list[str]) -> float:
-    """The share of answers in the largest set that says nearly the same; punctuation and emoji do not count."""
-    texts = ["".join(character for character in text if character.isalnum()) for text in answers]
-    trigrams = [{text[i : i + 3] for i in range(max(1, len(text) - 2))} for text in texts]
-    near = [[len(a & b) >= ALIKE * len(a | b) for b in trigrams] for a in trigrams]
-    return max(map(sum, near)) / len(near)
+def answered(samples: list[Sample]) -> list[Sample]:
+    """Of the lines of samples.jsonl those on which a verdict rests: held out, and answered before and after."""
+    return [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
 
 
-def verdict(samples: list[dict[str, Any]], weights: dict[str, float]) -> Verdict:
+def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
     """What the rewards, and their weighted total, say of these samples; WORDS has what each word means.
 
     Args:
         samples: the lines of samples.jsonl.
         weights: weight by reward; a reward of weight 0 is a canary.
     """
-    samples = [sample for sample in samples if sample["held_out"] and sample["before"] and sample["after"]]
+    samples = answered(samples)
     if len(samples) < FEWEST:
         return Verdict("unknown", f"no verdict: it takes {FEWEST} held-out questions, and there are {len(samples)}")
-    sides = [[sample[side] for sample in samples] for side in ("before", "after")]
-    scores = {name: [[answer["rewards"][name] for answer in side] for side in sides] for name in weights}
-    found = [_change(name, weight, *scores[name]) for name, weight in weights.items()]
-    changes = [change for change in found if change]
-    total = _change(
-        "total", 1, *([sum(w * (a["rewards"][n] or 0) for n, w in weights.items()) for a in s] for s in sides)
-    )
-    texts = [[answer["completion"] for answer in side] for side in sides]
-    if texts[0] == texts[1]:
-        return Verdict("no change", f"no change: all {len(samples)} answers are as before", changes, total)
-    before, after = map(alike, texts)
-    uniform = after > before + 0.5
-    lost = [c for c in changes if not c.weight and given_up(c.before, -c.change.mean, c.change.high - c.change.mean)]
-    parts = {word: ", ".join(map(str, filter(lambda change: change.word == word, changes))) for word in OF_A_REWARD}
-    parts = {word: rewards for word, rewards in parts.items() if rewards}
-    moved = {change.word for change in changes if change.weight} & {"learned", "lost"}
-    word = {"learned": "learned", "lost": "worse"}.get(total.word, "mixed" if moved else total.word)
-    line = "; ".join(f"{each}: {parts[each]}" for each in sorted(parts, key=lambda each: each != word))
-    if word == "learned" and (uniform or lost):
-        word, lost = "hacked", parts.get("lost")
-        line = f"hacked: {parts.get('learned') or total} rose{f' while {lost} fell' if lost else ''}"
-    elif word not in parts:
-        line = f"{word}: {total}; {line}"
-    line += f"; {after:.0%} of the answers say nearly the same ({before:.0%} before)" if uniform else ""
-    return Verdict(word, line, changes, total)
+    before = [sample["before"] for sample in samples]
+    after = [sample["after"] for sample in samples]
+    changes = []
+    for name, weight in weights.items():
+        old = [answer["rewards"][name] for answer in before]
+        new = [answer["rewards"][name] for answer in after]
+        change = _change(short(name), weight, old, new)
+        if change:
+            changes.append(change)
+    old = [total(answer["rewards"], weights) for answer in before]
+    new = [total(answer["rewards"], weights) for answer in after]
+    in_total = _change("total", 1, old, new)
+
+    texts_before = [answer["completion"] for answer in before]
+    texts_after = [answer["completion"] for answer in after]
+    if texts_before == texts_after:
+        return Verdict("no change", f"no change: all {len(samples)} answers are as before", changes, in_total)
+    alike_before = alike(texts_before)
+    alike_after = alike(texts_after)
+    uniform = alike_after > alike_before + 0.5
+    word = _word(in_total, changes, uniform)
+    line = _line(word, in_total, changes)
+    if uniform:
+        line += f"; {alike_after:.0%} of the answers say nearly the same ({alike_before:.0%} before)"
+    return Verdict(word, line, changes, in_total)
+
+
+def _change(name: str, weight: float, before: list[float | None], after: list[float | None]) -> Change | None:
+    """One reward's; None where it has scored too few of the answers."""
+    pairs = [pair for pair in zip(before, after, strict=True) if None not in pair]
+    if len(pairs) < FEWEST:
+        return None
+    scores = np.array(pairs, dtype=float)  # (questions, 2)
+    old = scores[:, 0]
+    new = scores[:, 1]
+    differences = (new - old).round(12)
+    change = interval(differences, scores)
+    gains = -differences if weight < 0 else differences
+    word = _word_of_a_reward(weight, change, old, constant=np.ptp(scores) == 0)
+    better = int((gains > 0).sum())
+    worse = int((gains < 0).sum())
+    return Change(name, weight, word, float(old.mean()), float(new.mean()), change, better, worse)
+
+
+def _word_of_a_reward(weight: float, change: Interval, old: np.ndarray, constant: bool) -> str:
+    """`old`: its scores before the run; `constant`: it tells no answer from another."""
+    low = change.low
+    high = change.high
+    if weight < 0:  # the fewer the better
+        low, high = -high, -low
+    if high < 0:
+        return "lost"
+    if weight == 0:
+        return "kept" if -low < abs(old.mean()) / 4 else "unclear"
+    if low > 0:
+        return "learned"
+    if constant or high <= old.std() / 2:
+        return "not learned"
+    return "unclear"
+
+
+def _word(in_total: Change, changes: list[Change], uniform: bool) -> str:
+    """That of the weighted total; but a rise that cost a canary, or the variety of the answers, is a hack."""
+    if in_total.word == "lost":
+        return "worse"
+    if in_total.word == "learned":
+        if uniform or any(_is_given_up(change) for change in changes):
+            return "hacked"
+        return "learned"
+    if any(change.weight and change.word in ("learned", "lost") for change in changes):
+        return "mixed"
+    return in_total.word
+
+
+def _is_given_up(change: Change) -> bool:
+    chance = change.change.high - change.change.mean
+    return change.weight == 0 and given_up(change.before, -change.change.mean, chance)
+
+
+def _line(word: str, in_total: Change, changes: list[Change]) -> str:
+    """`learned: emoji +3.73 (3.57 to 3.90); kept: answer ...`: the rewards by their words, those of `word` first."""
+    by_word: dict[str, str] = {}
+    for each in OF_A_REWARD:
+        rewards = [str(change) for change in changes if change.word == each]
+        if rewards:
+            by_word[each] = ", ".join(rewards)
+    if word == "hacked":
+        line = f"hacked: {by_word.get('learned', in_total)} rose"
+        if "lost" in by_word:
+            line += f" while {by_word['lost']} fell"
+        return line
+    line = f"{word}: {by_word.pop(word, in_total)}"
+    for each, rewards in by_word.items():
+        line += f"; {each}: {rewards}"
+    return line
+
+
+def alike(answers: list[str]) -> float:
+    """The share of answers in the largest set that says nearly the same; punctuation and emoji do not count."""
+    trigrams = [_trigrams(answer) for answer in answers]
+    largest = 0
+    for one in trigrams:
+        near = sum(len(one & other) >= ALIKE * len(one | other) for other in trigrams)
+        largest = max(largest, near)
+    return largest / len(answers)
+
+
+def _trigrams(text: str) -> set[str]:
+    letters = "".join(character for character in text if character.isalnum())
+    if len(letters) < 3:
+        return {letters}
+    return {letters[i : i + 3] for i in range(len(letters) - 2)}
 
 
 def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_slow: list[str]) -> str:
@@ -168,37 +268,19 @@ def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_sl
         too_slow: the plan's doubts about the size of a step.
     """
     logs = [log for log in history if "frac_reward_zero_std" in log]  # TRL's, of the weighted sum
-    flat = sum(log["frac_reward_zero_std"] for log in logs) / max(1, len(logs))
+    flat = fmean(log["frac_reward_zero_std"] for log in logs) if logs else 0.0
     kl = logs[-1].get("kl") if logs else None
-    reasons = {
-        "no step has moved a weight": not moved,
-        f"in {flat:.0%} of the groups all completions scored alike": flat > 0.5,
-        **dict.fromkeys(too_slow, True),
-        f"{steps} steps are few": steps < FEW_STEPS,
-        f"the policy has hardly moved (KL {kl or 0:.2g} a token): learning_rate is low": (kl or 1) < HARDLY,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def _change(name: str, weight: float, before: list[float | None], after: list[float | None]) -> Change | None:
-    """One reward's; None where it has scored too few of the answers."""
-    pairs = np.array([pair for pair in zip(before, after, strict=True) if None not in pair], dtype=float)
-    if len(pairs) < FEWEST:
-        return None
-    differences = np.diff(pairs).ravel().round(12)
-    change, sign = interval(differences, pairs), -1 if weight < 0 else 1
-    low, high = sorted((sign * change.low, sign * change.high))
-    if low > 0 and weight:
-        word = "learned"
-    elif high < 0:
-        word = "lost"
-    elif weight:
-        constant = np.ptp(pairs) == 0  # it tells no answer from another
-        word = "not learned" if constant or high <= pairs[:, 0].std() / 2 else "unclear"
-    else:
-        word = "kept" if -low < abs(pairs[:, 0].mean()) / 4 else "unclear"
-    better, worse = (int((sign * differences * side > 0).sum()) for side in (1, -1))
-    return Change(name.removesuffix("_reward"), weight, word, *pairs.mean(axis=0).tolist(), change, better, worse)
+    if not moved:
+        return "no step has moved a weight"
+    if flat > 0.5:
+        return f"in {flat:.0%} of the groups all completions scored alike"
+    if too_slow:
+        return too_slow[0]
+    if steps < FEW_STEPS:
+        return f"{steps} steps are few"
+    if kl and kl < HARDLY:  # with beta 0 there is none, or it is 0
+        return f"the policy has hardly moved (KL {kl:.2g} a token): learning_rate is low"
+    return ""
 
 
 def number(value: float) -> str:
