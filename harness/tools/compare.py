@@ -147,8 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     logs = {str(run.folder): run.state["log_history"] for run in runs}
     names = reward_names(logs)
     recorded = [run for run in runs if run.weights]
-    same_weights = all(run.weights == runs[0].weights for run in runs)
-    if len(runs) == 1 or (recorded and same_weights):
+    if recorded and all(run.weights == recorded[0].weights for run in runs):
         names.append(TOTAL)
 
     console = Console(markup=False, highlight=False)  # code of a reward may look like markup
