@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.after.verdict import interval, interval_between
+from harness.after.verdict import interval
 from harness.tools import compare
 
 RANDOM = np.random.default_rng(0)
+FLAT = [0.0, 1.0] * 8
 
 
 @pytest.fixture(autouse=True)
@@ -19,21 +20,21 @@ def on_a_terminal_of_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def a_run(folder: str, rewards: dict[str, tuple[float, list[float]]], steps: int = 40, ask: int = 0, **sections) -> str:
+def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, ask: int = 0, **sections) -> str:
     """A run with each reward's weight and its scores after training, of the questions from number `ask` on."""
     path = Path(folder)
     path.mkdir()
     settings = {"rewards": {name: {"weight": weight} for name, (weight, _) in rewards.items()}}
     (path / "config.yaml").write_text(yaml.safe_dump(settings | sections))
-    logs = [
-        {"step": step, "reward": 7.0, **{f"rewards/{name}/mean": step for name in rewards}}
-        for step in range(5, steps + 1, 5)
-    ]
+    logs = []
+    for step in range(5, steps + 1, 5):
+        logs.append({"step": step, "reward": 7.0, **{f"rewards/{name}/mean": step for name in rewards}})
+        logs.append({"step": step, "eval_reward": 1.0})
     (path / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": logs}))
     with (path / "samples.jsonl").open("w") as file:
         for i, row in enumerate(zip(*(scores for _, scores in rewards.values()), strict=True)):
             side = {"completion": "", "rewards": dict(zip(rewards, row, strict=True))}
-            sample = {"question": f"{ask + i}?", "held_out": True, "before": None, "after": side}
+            sample = {"question": f"{ask + i}?", "held_out": True, "before": side, "after": side}
             file.write(json.dumps(sample) + "\n")
     return folder
 
@@ -41,44 +42,48 @@ def a_run(folder: str, rewards: dict[str, tuple[float, list[float]]], steps: int
 def rows(capsys, *runs: str) -> list[list[str]]:
     """The cells of each line that compare prints of its tables, heads and lines between them aside."""
     compare.main([*runs])
-    return [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line
-    ]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 
-def test_two_runs_differ_by_so_much_paired_where_the_questions_are_the_same(capsys):
+def test_differences_are_of_the_questions_that_both_runs_have(capsys):
     easy = RANDOM.normal(0, 3, 16)
     one, two = (easy + RANDOM.normal(0, 0.3, 16) for _ in range(2))
-    first, other = a_run("a", {"r": (1, list(one))}), a_run("b", {"r": (1, list(two + 0.5))})
-    found = rows(capsys, first, other)
-    assert ["questions", "16, paired"] in found and ["r", str(interval(two + 0.5 - one, [one, two]))] in found
-    assert str(interval(two + 0.5 - one)).startswith("+0.") and interval(two + 0.5 - one).low > 0
-    apart = interval_between(one, two + 0.5)
-    others = rows(capsys, first, a_run("c", {"r": (1, list(two + 0.5))}, ask=99))
-    assert ["questions", "other ones, not paired"] in others and ["r", str(apart)] in others
-    assert apart.low < -1 and apart.high > 1  # which pairing has taken out
+    first = a_run("a", {"r": (1, list(one))})
+    runs = [  # scores, number of the first question, what is paired, which difference is said
+        (two + 0.5, 0, "16, paired", interval(two + 0.5 - one, [one, two])),
+        (two + 0.5, 99, "other questions", "–"),
+        ([None] * 6 + list(two[6:]), 4, "12, paired", interval(two[6:12] - one[10:], [one, two])),
+    ]
+    others = [a_run(f"b{i}", {"r": (1, list(scores))}, ask=ask) for i, (scores, ask, *_) in enumerate(runs)]
+    for other, (_, _, paired, difference) in zip(others, runs, strict=True):
+        found = rows(capsys, first, other)
+        assert ["questions", paired] in found and ["r", str(difference)] in found, other
+    assert runs[0][-1].low > 0 and str(runs[0][-1]).startswith("+0.")  # which pairing makes plain
+    found = rows(capsys, first, *others)
+    assert ["questions", *(paired for _, _, paired, _ in runs)] in found and len(found[0]) == 5
 
 
-def test_an_interval_between_other_questions_misses_once_in_20_runs():
-    drawn = [(RANDOM.normal(size=n), RANDOM.binomial(1, 0.5, size=m) - 0.5) for n, m in [(64, 12), (16, 32)] * 300]
-    missed = np.mean([not (each := interval_between(*sides)).low <= 0 <= each.high for sides in drawn])
-    assert 0.02 < missed < 0.08
-
-
-def test_totals_only_where_the_weights_are_the_same_and_the_last_20_steps_where_there_are_as_many(capsys):
-    scores = [0.0, 1.0] * 8
-    first, short = a_run("a", {"r": (1, scores)}), a_run("b", {"r": (1, scores)}, steps=10)
+def test_totals_only_of_the_same_weights_and_the_last_20_steps_where_there_are_as_many(capsys):
+    first, short = a_run("a", {"r": (2, FLAT), "s": (1, FLAT)}), a_run("b", {"r": (2, FLAT), "s": (1, FLAT)}, steps=10)
     found = rows(capsys, first, short)
     assert ["steps", "the last 20 of 40", "all 10"] in found and ["r", "32.50", "7.50"] in found
-    assert [cells[0] for cells in found].count("total") == 3
-    heavier = rows(capsys, first, a_run("c", {"r": (2, scores)}))
-    assert "total" not in [cells[0] for cells in heavier] and ["rewards.r.weight", "1", "2"] in heavier
+    totals = [cells for cells in found if cells[0] == compare.TOTAL]
+    assert len(totals) == 3 and totals[0][1:] == ["7.00", "7.00"]
+    assert totals[1][1] == str(interval([3 * score for score in FLAT])).lstrip("+")
+    heavier = rows(capsys, first, a_run("c", {"r": (3, FLAT), "s": (1, FLAT)}))
+    assert ["rewards.r.weight", "2", "3"] in heavier and compare.TOTAL not in [cells[0] for cells in heavier]
 
 
-def test_a_run_that_has_left_only_its_log(capsys):
-    folder = a_run("a", {"r": (1, [0.0] * 8)})
-    (Path(folder) / "config.yaml").unlink()
-    assert ["total", "7.00"] in rows(capsys, folder)
+def test_what_a_run_has_lost_is_left_out(capsys):
+    first, lost = (a_run(name, {"r": (1, FLAT)}) for name in "ab")
+    (Path(lost) / "config.yaml").unlink()
+    for runs in ([lost], [lost, first], [first, lost]):
+        found = rows(capsys, *runs)
+        assert ["r", *["32.50"] * len(runs)] in found and compare.TOTAL not in [cells[0] for cells in found]
+    (Path(lost) / "samples.jsonl").write_text('{"question"')
+    compare.main([first, lost])
+    assert "note: b: has no samples.jsonl" in capsys.readouterr().out
 
 
 def test_six_rewards_on_80_columns(capsys):
@@ -86,10 +91,9 @@ def test_six_rewards_on_80_columns(capsys):
     runs = [a_run(run, {name: (1, list(RANDOM.normal(0, 1, 16))) for name in names}) for run in ("first", "second")]
     found = rows(capsys, *runs)
     for name in ("emoji", "length", "answer", "polite", "soft_overlong", "think_format"):
-        cells = [line[1:] for line in found if line[0] == name]
-        assert [len(line) for line in cells] == [2, 2, 1] and all(
-            cell.endswith(")") for line in cells[1:] for cell in line
-        )
+        trained, level, difference = [line[1:] for line in found if line[0] == name]
+        assert len(trained) == 2 and len(level) == 2 and len(difference) == 1
+        assert all(cell.endswith(")") for cell in level + difference), name
 
 
 def test_what_nobody_set_does_not_differ(capsys):
@@ -98,7 +102,7 @@ def test_what_nobody_set_does_not_differ(capsys):
     new = {"dataset": data, "prompts": {"column": "q", "drop_empty": False, "system": None}, "lora": None}
     old = {"dataset": {"path": "csv", "data_files": "old.tsv", "delimiter": "\t"}, "prompts": {"column": "q"}}
     lora = {"dataset": data, "prompts": {"column": "q", "drop_empty": True}, "lora": {"r": 4}}
-    runs = [a_run(name, {"r": (1, [0.0] * 8)}, **of) for name, of in (("a", new), ("b", old), ("c", lora))]
+    runs = [a_run(name, {"r": (1, FLAT)}, **of) for name, of in (("a", new), ("b", old), ("c", lora))]
     assert rows(capsys, *runs)[-3:] == [
         ["dataset.data_files", "q.csv", "old.tsv", "q.csv"],
         ["lora.r", "–", "–", "4"],

@@ -22,11 +22,11 @@ def test_transformers_serve_answers(policy):
     words = serve.replace("outputs/demo", policy).replace("8000", str(port)).split()
     words[0] = str(Path(sys.executable).with_name("transformers"))
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://localhost:{port}/v1/chat/completions"
+    kind = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://localhost:{port}/v1/chat/completions", body.encode(), kind)
     try:
         for attempt in range(60):
             try:
-                request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
                 answer = json.load(urllib.request.urlopen(request, timeout=60))
                 break
             except OSError:  # not up yet

@@ -8,32 +8,23 @@ import argparse
 import readline  # noqa: F401  so that input() can be edited
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from harness.errors import UserError, one_line
-from harness.reward import Reward, load_rewards
-from harness.rewards_file import parameters, why_no_reward
+from harness.keys import typed_rewards
+from harness.processes import quiet
+from harness.reward import Reward, load_rewards, score_words
 from harness.run_folder import RunFolder
-
-
-def questions() -> Iterator[str]:
-    """What is typed, up to an empty line or Ctrl-D; or each line of stdin that is not empty."""
-    if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
-        return
-    with suppress(EOFError):
-        while question := input("question: ").strip():
-            yield question
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the output_dir of a run")
+    parser.add_argument("folder", type=Path, help="the output_dir of a run")
     folder = RunFolder(parser.parse_args(arguments).folder)
     settings = folder.trained()
 
@@ -44,39 +35,58 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.samples import complete, score
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
-    from harness.processes import quiet
-    from harness.reward import score_words
     from harness.tools.trained import load_model
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder.path)
         trained = load_model(settings["model"], folder.path)
         # Of a LoRA run one model is both: its adapter is switched off and on.
-        base = trained if hasattr(trained, "disable_adapter") else load_model(settings["model"])
+        base = trained if folder.is_lora() else load_model(settings["model"])
         rewards = todays_rewards(settings["rewards"])
-    sampling = {"tokenizer": tokenizer, "arguments": sampling_arguments(settings["training"])}
-    sampling["eos_token_ids"] = eos_token_ids(base, tokenizer)
-    state, console = TrainerState.load_from_json(folder.state_file), Console(highlight=False, markup=False)
+    sampling = sampling_arguments(settings["training"])
+    ends = eos_token_ids(base, tokenizer)
+    state = TrainerState.load_from_json(folder.state_file)
+    console = Console(highlight=False, markup=False)
+
+    def answer(model, prompt: list[dict]) -> str:
+        """Its answer, and the scores below it."""
+        texts, ids = complete(model, tokenizer, [prompt], sampling, ends)
+        scores = score(rewards, [{"prompt": prompt}], texts, ids, state)
+        return "\n\n".join([*texts, *map(score_words, scores)])
+
     for question in questions():
         try:
-            row = {"prompt": as_messages(question, settings["prompts"].get("system"))}
-            prompt_text(row["prompt"], tokenizer, sampling["arguments"].chat_template_kwargs or {})
+            prompt = as_messages(question, settings["prompts"].get("system"))
+            prompt_text(prompt, tokenizer, sampling.chat_template_kwargs or {})
         except (TemplateError, ValueError) as error:
-            problem = f"the template of {folder} does not take it: {one_line(error)}"
-            raise UserError(f"{question[:40]!r}: {problem}; ask something else") from error
-        with base.disable_adapter() if base is trained else nullcontext():
-            answers = [complete(base, prompts=[row["prompt"]], **sampling)]
-        answers.append(complete(trained, prompts=[row["prompt"]], **sampling))
-        texts, ids = ([one for (one,) in each] for each in zip(*answers, strict=True))
-        found = score(rewards, [row] * 2, texts, ids, state) or [{}, {}]
+            raise UserError(f"{one_line(question, 40)}: the template of {folder}: {one_line(error)}") from error
         table = Table(title=question)
-        for side in ("base", "trained"):
-            table.add_column(side, overflow="fold")
-        table.add_row(*(f"{text}\n\n{score_words(row)}" for text, row in zip(texts, found, strict=True)))
+        table.add_column("base", overflow="fold")
+        table.add_column("trained", overflow="fold")
+        with trained.disable_adapter() if folder.is_lora() else nullcontext():
+            answer_of_base = answer(base, prompt)
+        table.add_row(answer_of_base, answer(trained, prompt))
         console.print(table)
 
 
-def todays_rewards(entries: dict[str, dict[str, Any]]) -> list[Reward]:
+def questions() -> Iterator[str]:
+    """What is typed, up to an empty line or Ctrl-D; or each line of stdin that is not empty."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            if line.strip():
+                yield line.strip()
+        return
+    while True:
+        try:
+            question = input("question: ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
+
+
+def todays_rewards(entries: dict[str, dict]) -> list[Reward]:
     """The run's rewards, loaded, also those that the run left out as its data lack a column.
 
     They are functions of today's rewards.py; where that is broken, or has not the run's rewards with their settings,
@@ -85,17 +95,14 @@ def todays_rewards(entries: dict[str, dict[str, Any]]) -> list[Reward]:
     from harness.before.policy import load_reward_models
     from harness.tools.trained import DEVICE
 
+    def error(key: str, problem: str) -> UserError:
+        return UserError(f"{key}: {problem}")
+
     try:
-        for name in entries:
-            if problem := why_no_reward(name):
-                raise UserError(f"rewards.{name}: {problem}")
-        rewards = load_rewards(entries, None, UserError)
-        for reward in (reward for reward in rewards if reward.function):
-            for key in set(reward.settings) - set(parameters(reward.function)):
-                raise UserError(f"rewards.{reward.name}.{key}: is no parameter of it in rewards.py")
+        rewards = load_rewards(typed_rewards(entries, error, {}), None, error)
         load_reward_models(rewards)
-    except UserError as error:
-        print(f"note: no scores: {error}", file=sys.stderr)
+    except UserError as problem:
+        print(f"note: no scores: {problem}", file=sys.stderr)
         return []
     for reward in rewards:
         if reward.model is not None:
@@ -103,15 +110,19 @@ def todays_rewards(entries: dict[str, dict[str, Any]]) -> list[Reward]:
     return rewards
 
 
-def sampling_arguments(training: dict[str, Any]) -> argparse.Namespace:
+def sampling_arguments(training: dict) -> argparse.Namespace:
     """What `complete` needs of GRPOConfig, which itself refuses batches made for more GPUs than are here."""
     from trl import GRPOConfig
 
-    defaults = {name: field.default for name, field in GRPOConfig.__dataclass_fields__.items()}
+    defaults = {field.name: field.default for field in fields(GRPOConfig)}
     return argparse.Namespace(**defaults | training)
 
 
 def eos_token_ids(model, tokenizer) -> list[int]:
     """As TRL has them: every one that the model declares, and the tokenizer's."""
     declared = model.generation_config.eos_token_id
-    return list({tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None})
+    if declared is None:
+        declared = []
+    if isinstance(declared, int):
+        declared = [declared]
+    return [tokenizer.eos_token_id, *declared]

@@ -5,143 +5,220 @@ python -m harness compare outputs/a outputs/b -o comparison.png       # and a pi
 """
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import MISSING, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pandas import DataFrame, Series
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from harness.after.curves import draw_curves, reward_names
-from harness.after.verdict import FEWEST, interval, interval_between, verdict
+from harness.after.verdict import interval, verdict
 from harness.errors import UserError
 from harness.keys import Prompts, Samples
+from harness.reward import short, total
 from harness.run_folder import RunFolder, difference, flat
 from harness.settings import FILE_DEFAULTS
 
 LAST = 20  # steps of which a mean is taken
-# Written into a run's config.yaml as if somebody had set them.
-DEFAULTS = {"lora": None} | {f"dataset.{key}": value for key, value in FILE_DEFAULTS.items()}
-for section, kind in (("prompts", Prompts), ("samples", Samples)):
-    DEFAULTS |= {f"{section}.{each.name}": each.default for each in fields(kind) if each.default is not MISSING}
+TOTAL = "weighted total"  # stands among the rewards' names, and no function can have this one
+# A run's config.yaml has these although nobody has set them; that of an older version, or of another format, has not.
+DEFAULTS = flat(
+    {
+        "dataset": FILE_DEFAULTS,
+        "prompts": vars(Prompts(column="")),
+        "lora": None,
+        "samples": vars(Samples(questions=[])),
+    }
+)
 
 
-def training_table(runs: dict[str, dict[str, Any]], names: list[str], with_total: bool) -> Table:
-    """The means of each run's last 20 steps, or of all where it has no more."""
-    keys = {_short(name): f"rewards/{name}/mean" for name in names} | ({"total": "reward"} if with_total else {})
-    keys |= {"characters": "completions/mean_characters", "KL": "kl"}
-    columns = []
-    for run in runs.values():
-        logs = [log for log in run["log_history"] if "reward" in log]
-        end = run["global_step"]
-        begin = max((log["step"] for log in logs if log["step"] <= end - LAST), default=0)
-        last = [log for log in logs if log["step"] > begin]
-        found = [[log[key] for log in last if log.get(key) is not None] for key in keys.values()]
-        means = [f"{sum(values) / len(values):.2f}" if values else "–" for values in found]
-        report = run.get("stateful_callbacks", {}).get("Report")  # which knows the time before a resume too
-        minutes = f"{report['attributes']['seconds'] / 60:.1f}" if report else "–"
-        columns.append([f"the last {end - begin} of {end}" if begin else f"all {end}", *means, minutes])
-    return _table("Training", runs, ["steps", *keys, "minutes"], columns)
+@dataclass
+class Run:
+    """What a run has left.
 
-
-def held_out_tables(samples: dict[str, list[dict[str, Any]]], names: list[str], weights: dict[str, float] | None):
-    """The means of the held-out questions after training; and the differences of the later runs to the first one.
-
-    These are paired where at least FEWEST questions are the same. `weights`: if they are the same in all runs.
+    Args:
+        folder: its output_dir.
+        state: upstream's TrainerState.
+        weights: by reward; none where it has left only its log.
+        samples: the lines of samples.jsonl that are held out, and answered after training.
     """
-    columns = {run: _scores(rows, names, weights) for run, rows in samples.items()}
-    rows = [*map(_short, names), *(["total"] if weights else [])]
-    means = [[str(interval([*of.values()])).lstrip("+") if of else "–" for of in run] for run in columns.values()]
-    yield _table("Held-out questions after training, with 95% intervals", samples, rows, means)
-    found = []
-    for other in [*columns.values()][1:]:
-        pairs = [_difference(*sides) for sides in zip(next(iter(columns.values())), other, strict=True)]
-        found.append([next((paired for paired, _ in pairs if paired), ""), *(words for _, words in pairs)])
-    if found:
-        title = f"Held-out questions, the difference to {next(iter(samples))}"
-        yield _table(title, list(samples)[1:], ["questions", *rows], found)
+
+    folder: RunFolder
+    state: dict
+    weights: dict[str, float]
+    samples: list[dict]
+
+    def begin_of_last(self) -> int:
+        """The step behind which the last 20 begin, or a few more where a log is the mean of several; or 0."""
+        begin = 0
+        for log in self.state["log_history"]:
+            if "reward" in log and log["step"] <= self.state["global_step"] - LAST:
+                begin = log["step"]
+        return begin
+
+    def scores(self, name: str) -> Series:
+        """Of a reward, or the total, after training: by question, without those to which it does not apply."""
+        scores = {}
+        for sample in self.samples:
+            rewards = sample["after"]["rewards"]
+            scores[sample["question"]] = total(rewards, self.weights) if name == TOTAL else rewards.get(name)
+        return Series(scores, dtype=float).dropna()
 
 
-def _scores(rows: list[dict[str, Any]], names: list[str], weights: dict[str, float] | None) -> list[dict[str, float]]:
-    """By question, of each reward and, with `weights`, of the total: the scores after training that there are."""
-    after = {row["question"]: row["after"]["rewards"] for row in rows}
-    found = [{asked: got[name] for asked, got in after.items() if got.get(name) is not None} for name in names]
-    if weights:
-        found.append({asked: sum(w * (got.get(n) or 0) for n, w in weights.items()) for asked, got in after.items()})
-    return found
+def read_run(path: Path) -> Run:
+    """Raises UserError where the folder holds no run, or where no reward was logged."""
+    folder = RunFolder(path)
+    state = folder.state()
+    weights = folder.weights() if folder.settings_file.exists() else {}
+    samples = folder.samples()
+    if samples is None:
+        print(f"note: {folder}: has no samples.jsonl, or a damaged one; its answers are left out")
+        samples = []
+    held_out = [sample for sample in samples if sample["held_out"] and sample["after"]]
+    return Run(folder, state, weights, held_out)
 
 
-def _difference(first: dict[str, float], other: dict[str, float]) -> tuple[str, str]:
-    """(which questions, how much larger the scores of `other` are)"""
-    if not (first and other):
-        return "", "–"
-    if len(same := [question for question in other if question in first]) >= FEWEST:
-        sides = [[of[question] for question in same] for of in (first, other)]
-        differences = [new - old for old, new in zip(*sides, strict=True)]
-        return f"{len(same)}, paired", str(interval(differences, sides))
-    return "other ones, not paired", str(interval_between([*first.values()], [*other.values()]))
-
-
-def _table(title: str, runs: Iterable[str], rows: list[str], columns: list[list[str]]) -> Table:
-    """One row a reward, as there may be more rewards than runs."""
-    table = Table(*(Column(head, overflow="fold") for head in ("", *runs)), title=title, title_justify="left")
-    for name, *cells in zip(rows, *columns, strict=True):
-        table.add_row(name, *cells)
+def training_table(runs: list[Run], names: list[str]) -> Table:
+    """The means of each run's last 20 steps, or of all where it has no more."""
+    table = _table("Training", runs)
+    table.add_row("steps", *map(_steps, runs))
+    for name in names:
+        key = "reward" if name == TOTAL else f"rewards/{name}/mean"
+        table.add_row(short(name), *[_mean(run, key) for run in runs])
+    table.add_row("characters", *[_mean(run, "completions/mean_characters") for run in runs])
+    table.add_row("KL", *[_mean(run, "kl") for run in runs])
+    table.add_row("minutes", *map(_minutes, runs))
     return table
 
 
-def verdict_of(run: RunFolder, samples: list[dict[str, Any]]) -> str:
+def held_out_table(runs: list[Run], names: list[str]) -> Table:
+    """The means of the held-out questions after training."""
+    table = _table("Held-out questions after training, with 95% intervals", runs)
+    for name in names:
+        table.add_row(short(name), *[_interval(run.scores(name)).lstrip("+") for run in runs])
+    return table
+
+
+def difference_table(first: Run, others: list[Run], names: list[str]) -> Table:
+    """How much more than the first run the others score, on the held-out questions that both have answered."""
+    table = _table(f"Held-out questions, the difference to {first.folder}", others)
+    table.add_row("questions", *[_questions(first, other) for other in others])
+    for name in names:
+        scores = first.scores(name)
+        table.add_row(short(name), *[_difference(scores, other.scores(name)) for other in others])
+    return table
+
+
+def verdict_of(folder: RunFolder, samples: list[dict]) -> str:
     """The verdict on a finished run, in a line, from its held-out samples."""
-    asked = samples[0]["after"]["rewards"] if samples else ()  # a reward that lacked its column was left out
-    return verdict(samples, {name: weight for name, weight in run.weights().items() if name in asked}).line
+    asked = samples[0]["after"]["rewards"] if samples else {}  # a reward that lacked its column was left out
+    weights = {name: weight for name, weight in folder.weights().items() if name in asked}
+    return verdict(samples, weights).line
 
 
-def differences(runs: list[RunFolder]) -> Table:
-    """The settings that are not the same in all runs, and rewards.py where it differs from the first run's."""
-    table = Table(*(Column(head, overflow="fold") for head in ("what differs", *map(str, runs))))
-    settings = [flat(run.settings()) for run in runs]
-    for key in sorted(set().union(*settings) - {"training.output_dir"}):
-        found = [each.get(key, DEFAULTS.get(key)) for each in settings]
-        values = ["–" if value is None else str(value) for value in found]
-        if len(set(values)) > 1:
-            table.add_row(key, *values)
-    files = [run.rewards_file for run in runs]
+def settings_table(runs: list[Run]) -> Table:
+    """The settings that are not the same in all runs, and rewards.py where it is not."""
+    table = _table("What differs", runs)
+    settings = [flat(run.folder.settings()) for run in runs]
+    keys = set().union(*settings) - {"training.output_dir"}
+    for key in sorted(keys):
+        values = [each.get(key, DEFAULTS.get(key)) for each in settings]
+        cells = ["–" if value is None else str(value) for value in values]
+        if len(set(cells)) > 1:
+            table.add_row(key, *cells)
+    files = [run.folder.rewards_file for run in runs]
     codes = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
     if len(set(codes)) > 1:
-        others = ("the same" if code == codes[0] else difference(codes[0], code) if code else "" for code in codes[1:])
-        first = "as in its folder" if codes[0] else ""
-        table.add_row("rewards.py", *(text or "not there" for text in (first, *others)))
+        cells = [difference(codes[0], code) if code else "not there" for code in codes]
+        table.add_row("rewards.py", *cells)
     return table
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="the output_dir of a run")
+    parser.add_argument("folder", nargs="+", type=Path, help="the output_dir of a run")
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="draw the curves into this file")
     options = parser.parse_args(arguments)
-    if (png := options.output) and (png.suffix != ".png" or not png.absolute().parent.is_dir()):
+    png = options.output
+    if png and (png.suffix != ".png" or not png.absolute().parent.is_dir()):
         raise UserError(f"-o {png}: name a .png file in a folder that is there")
-    runs = [RunFolder(folder) for folder in dict.fromkeys(options.folders)]
-    states = {str(run): run.state() for run in runs}
-    histories = {run: state["log_history"] for run, state in states.items()}
-    names = reward_names(histories)
+    runs = [read_run(path) for path in dict.fromkeys(options.folder)]
+    logs = {str(run.folder): run.state["log_history"] for run in runs}
+    names = reward_names(logs)
+    recorded = [run for run in runs if run.weights]
+    if recorded and all(run.weights == recorded[0].weights for run in runs):
+        names.append(TOTAL)
+
     console = Console(markup=False, highlight=False)  # code of a reward may look like markup
-    recorded = [run for run in runs if run.settings_file.exists()]
-    weights = [run.weights() for run in recorded]
-    same = len(recorded) == len(runs) and all(each == weights[0] for each in weights)
-    totals = same or len(runs) == 1
-    console.print(training_table(states, names, totals))
-    samples = {str(run): [row for row in run.samples() or () if row["held_out"] and row["after"]] for run in recorded}
-    console.print(*held_out_tables(samples, names, weights[0] if same else None))
-    for run, rows in zip(recorded, samples.values(), strict=True):
-        console.print(f"{run}: {verdict_of(run, rows)}")
-    if len(recorded) > 1 and (table := differences(recorded)).rows:
-        console.print(table)
+    console.print(training_table(runs, names))
+    console.print(held_out_table(runs, names))
+    if len(runs) > 1:
+        console.print(difference_table(runs[0], runs[1:], names))
+    for run in recorded:
+        console.print(f"{run.folder}: {verdict_of(run.folder, run.samples)}")
+    differing = settings_table(recorded)
+    if differing.rows:
+        console.print(differing)
     if png:
-        draw_curves(histories, recorded[0].titles() if recorded else {}, png, totals=totals)
+        draw_curves(logs, runs[0].folder.titles(), png, totals=TOTAL in names)
         print(f"curves: {png}")
 
 
-def _short(name: str) -> str:
-    return name.removesuffix("_reward")
+# ---- tables, and what stands in their cells
+
+
+def _table(title: str, runs: list[Run]) -> Table:
+    """A column for each run and a row for each reward, as there may be more rewards than runs."""
+    table = Table("", title=title, title_justify="left")
+    for run in runs:
+        table.add_column(str(run.folder), overflow="fold")
+    return table
+
+
+def _steps(run: Run) -> str:
+    end = run.state["global_step"]
+    begin = run.begin_of_last()
+    if begin == 0:
+        return f"all {end}"
+    return f"the last {end - begin} of {end}"
+
+
+def _mean(run: Run, key: str) -> str:
+    """Over the logs of its last steps."""
+    begin = run.begin_of_last()
+    values = []
+    for log in run.state["log_history"]:
+        if log["step"] > begin and log.get(key) is not None:
+            values.append(log[key])
+    if not values:
+        return "–"
+    return f"{sum(values) / len(values):.2f}"
+
+
+def _minutes(run: Run) -> str:
+    """By the report, which knows the time before a resume too."""
+    report = run.state.get("stateful_callbacks", {}).get("Report")
+    if report is None:
+        return "–"
+    return f"{report['attributes']['seconds'] / 60:.1f}"
+
+
+def _questions(first: Run, other: Run) -> str:
+    same = {sample["question"] for sample in first.samples} & {sample["question"] for sample in other.samples}
+    if not same:
+        return "other questions"
+    return f"{len(same)}, paired"
+
+
+def _difference(first: Series, other: Series) -> str:
+    """Of one reward, over the questions that both runs have."""
+    pairs = DataFrame({"first": first, "other": other}).dropna()
+    return _interval(pairs["other"] - pairs["first"], pairs)
+
+
+def _interval(values: Series, scores: DataFrame | None = None) -> str:
+    """Their mean with its interval; `scores`: from which they were made, if they are differences."""
+    if values.empty:
+        return "–"
+    return str(interval(values, scores))

@@ -8,9 +8,9 @@ import argparse
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from harness.errors import RunError, UserError
+from harness.processes import quiet
 from harness.run_folder import RunFolder
 
 # How far the logits may be off, as a share of what the adapter changes in them, for rounding to the base model's dtype.
@@ -24,58 +24,69 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="LORA", help="the output_dir of a LoRA run")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder; default: LORA-merged")
     options = parser.parse_args(arguments)
-    folder, output = RunFolder(options.folder), options.output or Path(f"{options.folder}-merged")
+    folder = RunFolder(options.folder)
+    output = options.output or Path(f"{options.folder}-merged")
     settings = folder.trained()
     if not folder.is_lora():
         raise UserError(f"{folder}: no LoRA run, so there is nothing to merge; it opens with from_pretrained as it is")
     if output.exists():
         raise UserError(f"{output}: is there already, and is never overwritten; choose another folder with -o")
-    from harness.processes import quiet
 
     with quiet():
-        dtype, off = merge(settings, folder, output)
-    print(f"{output}: merged in {dtype}; its logits are off by {off:.2%} of what the adapter changes in them")
+        merge(settings, folder, output)
 
 
-def merge(settings: dict[str, Any], folder: RunFolder, output: Path) -> tuple[str, float]:
-    """(dtype of the model in `output`, how far it is off); raises RunError, and leaves nothing, where it is too far."""
+def merge(settings: dict, folder: RunFolder, output: Path) -> None:
+    """Write the model into `output`, and say how far it is off; raises RunError, and leaves nothing, if too far."""
     import torch
     from transformers import AutoTokenizer
 
+    from harness.before.data import prompt_text
     from harness.before.messages import as_messages
     from harness.tools.trained import load_model
 
-    base_model, lora = settings["model"], folder.path
-    tokenizer = AutoTokenizer.from_pretrained(lora)
-    questions = [sample["question"] for sample in folder.samples() or ()] or ["?"]
-    prompts = [as_messages(question, settings["prompts"].get("system")) for question in questions]
+    base_model = settings["model"]
+    template = settings["training"].get("chat_template_kwargs") or {}
+    system = settings["prompts"].get("system")
+    tokenizer = AutoTokenizer.from_pretrained(folder.path)
+    questions = [sample["question"] for sample in folder.samples() or []] or ["?"]
+    texts = [prompt_text(as_messages(question, system), tokenizer, template) for question in questions]
+    prompts = [tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
 
     @torch.no_grad()
     def logits(model) -> torch.Tensor:  # in float32, so that they differ by what the weights hold, and no more
-        tokens = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"] for prompt in prompts]
-        return torch.cat([model.float()(torch.tensor([ids], device=model.device)).logits[0].cpu() for ids in tokens])
+        model.float()
+        return torch.cat([model(prompt.to(model.device)).logits[0].cpu() for prompt in prompts])
 
-    model = load_model(base_model, lora)
-    if not any(weights.any() for name, weights in model.named_parameters() if "lora_" in name and "_B" in name):
-        raise RunError(f"{folder}: every B of its adapter is zero: it has learned nothing, so nothing can be merged")
+    model = load_model(base_model, folder.path)
     adapter = logits(model)
     with model.disable_adapter():
         base = logits(model)
     del model
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.absolute().parent) as temporary:
+    if torch.equal(adapter, base):
+        raise RunError(f"{folder}: its adapter changes nothing, so there is nothing to merge")
+
+    parent = output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=parent) as temporary:
         written = Path(temporary) / output.name
-        load_model(base_model, lora).merge_and_unload(safe_merge=True).save_pretrained(written)
+        model = load_model(base_model, folder.path).merge_and_unload(safe_merge=True)
+        model.save_pretrained(written)
         tokenizer.save_pretrained(written)
-        model = load_model(base_model, written)
-        dtype, merged = str(model.dtype).removeprefix("torch."), logits(model)
-        off = ((merged - adapter).norm() / (base - adapter).norm()).item()
-        if not off <= TOLERANCE[dtype]:
-            same = "it would be the base model; " if torch.equal(merged, base) else ""
-            far = f"its logits would be off by {off:.0%} of what the adapter changes in them, of {TOLERANCE[dtype]:.0%}"
-            raise RunError(f"{folder}: not merged in {dtype}: {same}{far} allowed; open the adapter with peft instead")
-        kept = (folder.settings_file, folder.rewards_file, folder.run_file, folder.samples_file, folder.state_file)
-        for file in filter(Path.exists, kept):  # so that chat and compare read the merged folder as they read the run
-            shutil.copy(file, written)
+        model = load_model(base_model, written)  # as others will open it
+        dtype = str(model.dtype).removeprefix("torch.")
+        merged = logits(model)
+        off = (merged - adapter).norm() / (base - adapter).norm()
+        allowed = TOLERANCE[dtype]
+        if not off <= allowed:  # a NaN is not either
+            problem = (
+                f"its logits would be off by {off:.0%} of what the adapter changes in them, of {allowed:.0%} allowed"
+            )
+            raise RunError(f"{folder}: not merged in {dtype}: {problem}; open the adapter with peft instead")
+        # So that chat and compare read the merged folder as they read the run.
+        files = (folder.settings_file, folder.rewards_file, folder.run_file, folder.samples_file, folder.state_file)
+        for file in files:
+            if file.exists():
+                shutil.copy(file, written)
         written.rename(output)
-    return dtype, off
+    print(f"{output}: merged in {dtype}; its logits are off by {off:.2%} of what the adapter changes in them")
