@@ -11,9 +11,18 @@ ORDER = [
     *("before.policy", "before.text_files", "before.read_rows", "before.messages", "before.data", "before.footprint"),
     *("before.plan", "before.resume", "before.machine", "before.arguments", "before.miniature", "before.check"),
     *("during.padding", "during.trainer", "during.stop", "during.checkpoints", "during.watch", "during.progress"),
-    *("end"),
+    "end",
     *("after.samples", "after.verdict", "after.curves", "after.card", "after.report"),
-    *("tools.rehearse", "tools.score", "tools.trained", "tools.chat", "tools.compare", "tools.merge", "tools.read", "tools.launch"),
+    *(
+        "tools.rehearse",
+        "tools.score",
+        "tools.trained",
+        "tools.chat",
+        "tools.compare",
+        "tools.merge",
+        "tools.read",
+        "tools.launch",
+    ),
     "__main__",
 ]
 FILES = {

@@ -188,7 +188,10 @@ def test_what_other_rows_have_is_no_key_of_a_turn(tokenizer, tmp_path):
     for ending in ("jsonl", "parquet"):
         data = loaded(tokenizer, written(tmp_path / f"q.{ending}", rows))
         assert data.train["prompt"][:] == expected, ending
-        lengths = [len(tokenizer(text)["input_ids"]) for text in [prompt_text(turns, tokenizer, {}) for turns in data.train["prompt"]]]
+        lengths = [
+            len(tokenizer(text)["input_ids"])
+            for text in [prompt_text(turns, tokenizer, {}) for turns in data.train["prompt"]]
+        ]
         assert data.lengths.tolist() == lengths, ending
     numbers = written(tmp_path / "numbers.parquet", [[user(Q), call({"of": [1 / 3, 3.141592653589793, 1e-12]}), TOOL]])
     data = loaded(tokenizer, numbers)  # none is rounded, and none is another than the one that was counted

@@ -8,7 +8,6 @@ from trl import GRPOConfig
 
 import rewards
 from harness.before.arguments import training_arguments
-from harness.errors import UserError
 from harness.settings import read_settings
 
 ARTICLE = {
