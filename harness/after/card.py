@@ -4,7 +4,7 @@ import html
 import json
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -14,12 +14,9 @@ from harness.during.watch import best_in_words
 from harness.reward import score_words
 from harness.settings import versions
 
-if TYPE_CHECKING:
-    from harness.after.report import Report
 
-
-def model_card(report: "Report") -> ModelCard:
-    """The card as of now; the verdict, or that there is none yet, stands in front."""
+def model_card(report) -> ModelCard:
+    """The card of a Report as of now; the verdict, or that there is none yet, stands in front."""
     plan = report.plan
     args = report.trainer.args
     state = report.trainer.state
