@@ -196,11 +196,13 @@ def load_rewards(
         reward = Reward(name, entry["weight"], settings, reward_named(name))
         there = reward.columns if data_columns is None else data_columns
         missing = ", ".join(column for column in reward.columns if column not in there)
+        has = ", ".join(column for column in there if column != "prompt")  # which is ours
         if not missing:
             rewards.append(reward)
         elif reward.weight:
-            problem = f"needs the column {missing}, but the data have {', '.join(there)}"
-            raise error(f"rewards.{name}", f"{problem}; rename one (prompts.rename), or set it here for all rows")
+            problem = f"needs the column {missing}, but the data have {has}"
+            remedy = "rename one (prompts.rename), set it here for all rows, or leave the reward out with null"
+            raise error(f"rewards.{name}", f"{problem}; {remedy}")
         else:
             print(f"note: {name}, of weight 0, is left out, as the data have no column {missing}")
     return rewards
@@ -266,8 +268,8 @@ def _one_number_each(name: str, values: Any, passed: Passed) -> Scores:
         values = values.tolist()
     number = len(passed["completions"])
     if not isinstance(values, list | tuple) or len(values) != number:
-        found = f"the {type(values).__name__} {_shown(values)}"
-        raise RewardError(f"rewards.{name}: returned {found}; expected a list of {number} numbers, one per completion")
+        expected = f"expected a list of {number} numbers, one per completion"
+        raise RewardError(f"rewards.{name}: returned {_shown(values)}; {expected}")
     scores = []
     for row, value in enumerate(values):
         if value is not None and not _is_finite(value):
@@ -288,7 +290,7 @@ def _row(row: int, passed: Passed) -> str:
     return f"row {row} of the batch (prompt {prompt}, completion {completion})"
 
 
-def _text(turns: str | list[dict]) -> str:
+def _text(turns: Any) -> str:
     """A prompt or a completion; of chat messages the last one's."""
     return turns if isinstance(turns, str) else turns[-1]["content"] or ""
 

@@ -44,7 +44,7 @@ def test_one_finite_number_or_none_for_each_completion_passes_and_everything_els
         ([0.0, "good"], ["'good'", "row 1"]),
         (["0.0", "1.0"], ["'0.0'", "row 0"]),  # numbers, but written
         ([0.0, [1]], ["[1]", "row 1"]),
-        ({0: 1.0, 1: 2.0}, ["dict"]),
+        ({0: 1.0, 1: 2.0}, ["{0: 1.0, 1: 2.0}", "2 numbers"]),
     ]
     said = [(str(outcome(value)), ["rewards.my_reward: returned ", *words]) for value, words in rows]
     assert [row for row in said if any(word not in row[0] for word in row[1])] == []
@@ -123,7 +123,7 @@ def test_a_bad_value_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeyp
         return values
 
     monkeypatch.setattr(rewards, "emoji_reward", lambda completions, max_emoji: {"a": 1})
-    with pytest.raises(UserError, match="rewards.emoji_reward: returned the dict"):
+    with pytest.raises(UserError, match="rewards.emoji_reward: returned {"):
         train_grpo.main([*tiny, "--check"])
     monkeypatch.setattr(rewards, "emoji_reward", turns_bad)
     with pytest.raises(RunError, match="rewards.emoji_reward: returned nan for row 5 .*completion"):

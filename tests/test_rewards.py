@@ -95,7 +95,7 @@ LEFT_OUT = {  # and what is said of it
     "right": "needs answer, title",
     "tokens": "needs completion_ids",
     "misspelt": "has no parameter `completions`",
-    "wrong": "returned the dict",
+    "wrong": "returned {}",
     "raises": "raised ZeroDivisionError",
 }
 
