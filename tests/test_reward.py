@@ -158,7 +158,7 @@ def test_what_is_logged_of_two_groups_of_two():
 # an answer that a data set's column has), or words of what is said
 CALLABLES = """
 from __future__ import annotations
-import dataclasses, enum, functools
+import dataclasses, enum, functools, torch
 from functools import reduce
 from typing import TYPE_CHECKING, Optional
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
@@ -205,7 +205,7 @@ method = instance.double
 slow_partial = functools.partial(Slow(4))
 short = lambda completions: [float(len(c[-1]["content"])) for c in completions]
 soft = get_soft_overlong_punishment(4, 2)
-told = telling(typed)
+told = torch.no_grad()(typed)  # wrapped in another module
 hidden = silent(lambda completions, **kwargs: [6 for _ in completions])
 also = think_format_reward
 number = 3
