@@ -1,6 +1,7 @@
 """Messages of every usual shape reach the chat template whole, or are refused by row, turn and key."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 import train_grpo
 from harness.before.data import load_data, prompt_text
+from harness.before.messages import NoMessages, read_messages
 from harness.errors import UserError
 from harness.settings import read_settings
 
@@ -18,19 +20,9 @@ EVERY_KEY = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}"
 
 def loaded(tokenizer, file, *arguments):
     """Of the data of `file`, whose column of messages is `m`."""
-    settings = [
-        "--dataset.path",
-        file,
-        "--prompts.column",
-        "m",
-        "--samples.held_out",
-        "0",
-        "--prompts.max_length",
-        "999",
-    ]
-    return load_data(
-        read_settings(["--config", str(ROOT / "demo/config.yaml"), *map(str, [*settings, *arguments])]), tokenizer
-    )
+    settings = f"--dataset.path {file} --prompts.column m --samples.held_out 0 --prompts.max_length 999".split()
+    settings = ["--config", str(ROOT / "demo/config.yaml"), *settings, *arguments]
+    return load_data(read_settings(settings), tokenizer)
 
 
 def written(file, questions):
@@ -65,116 +57,120 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 Q, A = "高さは?", "3776mです。"
 ANSWER = {"role": "assistant", "content": A}
 CHAT = [user("x"), ANSWER, user(Q)]
-# A question, and the turns that become of it and what is said of it, or how it is refused behind "row 0"
-SHAPES = {
+SYSTEM = {"role": "system", "content": "短く"}
+SHARE = [{"from": "system", "value": "短く"}, {"from": "human", "value": Q}, {"from": "gpt", "value": A}]
+SHARE_TOOLS = [
+    {"from": "human", "value": "x"},
+    {"from": "chatgpt", "value": A},
+    {"from": "observation", "value": "3776"},
+]
+WITHOUT = {key: value for key, value in CALLED.items() if key != "content"}
+SAYS_NOTHING = {**TOOL, "content": ""}
+PARTS = [{"type": "text", "text": "富士山の"}, {"type": "text", "text": Q}]
+NO_MESSAGES = '[1, 2] と {"role": 3} は?'
+ABOUT_ROLES = '{"from": "東京", "to": "大阪"}'
+# A question, the turns that become of it, and all that is said of it
+ACCEPTED = {
     "text": (Q, [user(Q)]),
     "turns": (CHAT, CHAT),
     "tools": ([user(Q), call({"of": "富士山"}), TOOL], [user(Q), CALLED, TOOL]),
     "a name": ([user(Q, name="taro")], [user(Q, name="taro")]),
     "a null of OpenAI's own library": ([user(Q, tool_calls=None, refusal=None)], [user(Q)]),
-    "a call without content": (
-        [user(Q), {k: v for k, v in CALLED.items() if k != "content"}, TOOL],
-        [user(Q), CALLED, TOOL],
-    ),
-    "a tool that says nothing": (
-        [user(Q), CALLED, {**TOOL, "content": ""}],
-        [user(Q), CALLED, {**TOOL, "content": ""}],
-    ),
-    "parts": (
-        [user([{"type": "text", "text": "富士山の"}, {"type": "text", "text": Q}])],
-        [user("富士山の" + Q)],
-        "joined",
-    ),
-    "parts of a newer interface": ([user([{"type": "input_text", "text": Q}])], [user(Q)], "joined"),
-    "ShareGPT": (
-        [{"from": "system", "value": "短く"}, {"from": "human", "value": Q}, {"from": "gpt", "value": A}],
-        [{"role": "system", "content": "短く"}, user(Q)],
-        "from is read as role",
-        "value is read as content",
-        "the role human is read as user",
-        "it is cut off",
-    ),
-    "ShareGPT with tools": (
-        [{"from": "human", "value": "x"}, {"from": "chatgpt", "value": A}, {"from": "observation", "value": "3776"}],
-        [user("x"), ANSWER, {"role": "tool", "content": "3776"}],
-    ),
-    "ShareGPT's roles in OpenAI's shape": (
-        [{"role": "human", "content": Q}],
-        [user(Q)],
-        "the role human is read as user",
-    ),
-    "roles of other models": ([user("x"), {"role": "model", "content": A}, user(Q)], CHAT),
-    "capital letters": (
-        [{"Role": "User", "Content": Q}],
-        [user(Q)],
-        "Role is read as role",
-        "the role User is read as user",
-    ),
+    "a call without content": ([user(Q), WITHOUT, TOOL], [user(Q), CALLED, TOOL]),
+    "a tool that says nothing": ([user(Q), CALLED, SAYS_NOTHING], [user(Q), CALLED, SAYS_NOTHING]),
+    "parts": ([user(PARTS)], [user("富士山の" + Q)], "content in several parts is joined"),
+    "parts of a newer interface": ([user([{"type": "input_text", "text": Q}])], [user(Q)], "content in several parts"),
+    "ShareGPT": (SHARE, [SYSTEM, user(Q)], "from is read as role", "value is read as content",
+                 "the role human is read as user", "the role gpt is read as assistant", "it is cut off"),
+    "ShareGPT with tools": (SHARE_TOOLS, [user("x"), ANSWER, {"role": "tool", "content": "3776"}],
+                            "from is read as role", "value is read as content", "the role human is read as user",
+                            "the role chatgpt is read as assistant", "the role observation is read as tool"),
+    "ShareGPT's roles in OpenAI's shape": ([{"role": "human", "content": Q}], [user(Q)], "human is read as user"),
+    "roles of other models": ([user("x"), {"role": "model", "content": A}, user(Q)], CHAT, "model is read as"),
+    "capital letters": ([{"Role": "User", "Content": Q, "toolID": 1}], [user(Q, toolID=1)],
+                        "Role is read as role", "Content is read as content", "the role User is read as user"),
     "a single message": (user(Q), [user(Q)]),
     "messages one deeper": ({"messages": [user(Q)]}, [user(Q)]),
-    "ShareGPT one deeper": ({"conversations": [{"from": "human", "value": Q}]}, [user(Q)]),
+    "ShareGPT one deeper": ({"conversations": SHARE_TOOLS[:1]}, [user("x")], "from", "value", "human is read as user"),
     "lists in a mapping": ({"role": ["user", "assistant", "user"], "content": ["x", A, Q]}, CHAT),
     "JSON as text": (json.dumps([user("x"), CALLED, TOOL]), [user("x"), CALLED, TOOL], "text that holds messages"),
-    "Python as text": (str([user(Q), ANSWER]), [user(Q)], "text that holds messages"),
-    "JSON that is no messages": ('[1, 2] と {"role": 3} は?', [user('[1, 2] と {"role": 3} は?')]),
+    "Python as text": (str([user(Q), ANSWER]), [user(Q)], "text that holds messages", "it is cut off"),
+    "JSON that is no messages": (NO_MESSAGES, [user(NO_MESSAGES)]),
+    "JSON that is about roles": (ABOUT_ROLES, [user(ABOUT_ROLES)]),
     "a list of numbers": ("[1, 2]", [user("[1, 2]")]),
-    "two answers at the end": ([user(Q), ANSWER, ANSWER], [user(Q)]),
-    "null content": ([user("x"), {"role": "assistant", "content": None}, user(Q)], ", turn 1: content is null"),
-    "null content of a user": ([user(None)], ", turn 0: content is null"),
-    "a tool's null": ([user(Q), CALLED, {**TOOL, "content": None}], ", turn 2: content is null"),
-    "null value": ([{"from": "human", "value": None}], ", turn 0: value is null"),
-    "empty content": ([user(" ")], ", turn 0: content is empty"),
-    "empty system": ([{"from": "system", "value": ""}, {"from": "human", "value": Q}], ", turn 0: value is empty"),
-    "no content": ([{"role": "user", "text": Q}], ", turn 0: content is null or missing; the turn has role, text"),
-    "an image": ([user([{"type": "text", "text": Q}, IMAGE])], ", turn 0: content: part 1 is of type image_url"),
-    "an image alone": ([user([{"type": "image"}])], ", turn 0: content: part 0 is of type image"),
-    "sound": (
-        [user("x"), user([{"type": "input_audio", "input_audio": {"data": ""}}])],
-        ", turn 1: content: part 0 is of type input_audio",
-    ),
-    "parts that are words": ([user(["x", "y"])], ", turn 0: content: part 0 is of type str"),
-    "no parts": ([user([])], ", turn 0: content is the list '[]', not text"),
-    "a mapping for content": ([user({"text": Q})], ", turn 0: content is the dict "),
-    "a number": ([user(3776)], ", turn 0: content is the int '3776', not text"),
-    "a role of nobody's": (
-        [user("x"), {"role": "narrator", "content": Q}],
-        ", turn 1: role is 'narrator'; it should be one of system, user,",
-    ),
-    "a call as a role": (
-        [{"from": "human", "value": Q}, {"from": "function_call", "value": "{}"}],
-        ", turn 1: from is 'function_call'",
-    ),
-    "a null role": ([{"role": None, "content": Q}], ", turn 0: role is null"),
-    "no role": ([{"content": Q}], ", turn 0: role is null or missing; the turn has content"),
-    "turns that are text": ([Q, A, Q], ", turn 0: is the str '高さは?', not a mapping with role and content"),
-    "a turn that is null": ([user("x"), None], ", turn 1: is null"),
-    "nothing": ([], " is an empty list"),
-    "null": (None, " is null"),
-    "spaces": ("  ", " is empty"),
-    "only a number": (3776, " holds the int '3776', neither text nor messages"),
-    "only an answer": ([ANSWER], ": no turn before the assistant's is a user's"),
-    "only a system turn": ([{"role": "system", "content": "短く"}], ": no turn before the assistant's is a user's"),
-    "messages beside others": (
-        {"messages": [user(Q)], "id": 3},
-        " holds a mapping with the keys messages, id, not messages",
-    ),
-    "text cut short": ("[{'role': 'user', 'content': 'x'} ...]", " looks like messages, but is neither JSON nor"),
-}
+    "two answers at the end": ([user(Q), ANSWER, ANSWER], [user(Q)], "it is cut off"),
+}  # fmt: skip
+NO_CONTENT, NO_TEXT, NO_ROLE = (
+    ", turn 0: content: .* required",
+    ", turn 0: content: .* string",
+    ", turn 0: role: .*'user'",
+)
+# A question, and the place and a word
+REFUSED = [
+    ([user("x"), {"role": "assistant", "content": None}, user(Q)], ", turn 1: content: .* required"),
+    ([user(None)], NO_CONTENT),
+    ([user(Q), CALLED, {**TOOL, "content": None}], ", turn 2: content: .* required"),
+    ([{"from": "human", "value": None}], NO_CONTENT),
+    ([{"role": "user", "text": Q}], NO_CONTENT),
+    ([user(" ")], ", turn 0: .*content is empty"),
+    ([user(" ", name="taro")], ", turn 0: .*content is empty"),
+    ([{"from": "system", "value": ""}, {"from": "human", "value": Q}], ", turn 0: .*content is empty"),
+    ([user([{"type": "text", "text": Q}, IMAGE])], NO_TEXT + ".*image_url"),
+    ([user([{"type": "image"}])], NO_TEXT),
+    ([user("x"), user([{"type": "input_audio", "input_audio": {"data": ""}}])], ", turn 1: content: .* string"),
+    ([user(["x", "y"])], NO_TEXT),
+    ([user([])], NO_TEXT),
+    ([user({"text": Q})], NO_TEXT),
+    ([user(3776)], NO_TEXT + ".*3776"),
+    ([user("x"), {"role": "narrator", "content": Q}], ", turn 1: role: .*'user'.*narrator"),
+    ([{"from": "human", "value": Q}, {"from": "function_call", "value": "{}"}], ", turn 1: role: .*'function_call'"),
+    ([{"role": None, "content": Q}], NO_ROLE),
+    ([{"content": Q}], NO_ROLE),
+    ({"messages": [user(Q)], "id": 3}, NO_ROLE),
+    ({"role": ["user", "user"], "content": ["x"]}, NO_ROLE),
+    ([Q, A, Q], ", turn 0: .*高さは"),
+    ([user("x"), None], ", turn 1: .*None"),
+    ([], ": no turn .* user's"),
+    (None, ": .* list, got None"),
+    ("  ", ", turn 0: .*content is empty"),
+    (3776, ": .* list, got 3776"),
+    ([ANSWER], ": no turn .* user's"),
+    ([SYSTEM], ": no turn .* user's"),
+    ("[{'role': 'user', 'content': 'x'} ...]", " looks like messages"),
+]
 
 
-def test_every_shape_works_or_is_refused_by_row_turn_and_key(tokenizer, tmp_path, capsys):
+def test_every_shape_is_read_or_refused_by_turn_and_key_and_what_is_read_otherwise_is_said():
     wrong = []
-    for i, (name, (question, expected, *notes)) in enumerate(SHAPES.items()):
-        try:
-            got = loaded(tokenizer, written(tmp_path / f"{i}.jsonl", [question])).train[0]["prompt"]
-            right = got == expected
-        except UserError as error:
-            got = str(error)
-            right = isinstance(expected, str) and f"row 0{expected}" in got and "\n" not in got
-        out = capsys.readouterr().out
-        if not right or [words for words in notes if words not in out]:
-            wrong.append((name, got, out))
+    for name, (question, expected, *differences) in ACCEPTED.items():
+        got, said = read_messages(question, None)
+        of_each = all(any(words in difference for difference in said) for words in differences)
+        if got != expected or len({*said}) != len(differences) or not of_each:
+            wrong.append((name, got, said))
+    for question, expected in REFUSED:
+        with pytest.raises(NoMessages) as error:
+            read_messages(question, None)
+        if not re.fullmatch(f"{expected}.*", str(error.value)):
+            wrong.append((question, str(error.value)))
     assert wrong == []
+
+
+def test_all_shapes_of_a_file_become_prompts_and_rows_are_counted(tokenizer, tmp_path, capsys):
+    shapes = [shape for shape in ACCEPTED.values() if not isinstance(shape[0], str)]
+    data = loaded(tokenizer, written(tmp_path / "q.jsonl", [question for question, *_ in shapes]))
+    assert data.train["prompt"][:] == [expected for _, expected, *_ in shapes]
+    of = sum("it is cut off" in differences for _, _, *differences in shapes)
+    assert f"note: prompts.column, {of} of {len(shapes)} rows: where the last" in capsys.readouterr().out
+    questions = [[user(Q)], [user(None)], [SYSTEM, user(Q)], [user(None)], [{"role": "human", "content": A}] * 2]
+    file = written(tmp_path / "others.jsonl", questions)
+    empty = r"2 of 5 rows hold no question \(rows 1, 3; row 1, turn 0: content: .*prompts.drop_empty"
+    with pytest.raises(UserError, match=f"prompts.column: {empty}"):
+        loaded(tokenizer, file)
+    loaded(tokenizer, file, "--prompts.drop_empty", "true", "--prompts.system", "日本語で")
+    out = capsys.readouterr().out
+    assert re.search(f"note: {empty}", out)
+    assert "note: prompts.column, 1 of 5 rows: a system turn of the data's own stays" in out
+    assert "note: prompts.column, 1 of 5 rows: the role human is read as user" in out
 
 
 def test_what_other_rows_have_is_no_key_of_a_turn(tokenizer, tmp_path):
@@ -188,16 +184,12 @@ def test_what_other_rows_have_is_no_key_of_a_turn(tokenizer, tmp_path):
     for ending in ("jsonl", "parquet"):
         data = loaded(tokenizer, written(tmp_path / f"q.{ending}", rows))
         assert data.train["prompt"][:] == expected, ending
-        lengths = [
-            len(tokenizer(text)["input_ids"])
-            for text in [prompt_text(turns, tokenizer, {}) for turns in data.train["prompt"]]
-        ]
-        assert data.lengths.tolist() == lengths, ending
-    numbers = written(tmp_path / "numbers.parquet", [[user(Q), call({"of": [1 / 3, 3.141592653589793, 1e-12]}), TOOL]])
-    data = loaded(tokenizer, numbers)  # none is rounded, and none is another than the one that was counted
+        texts = [prompt_text(turns, tokenizer, {}) for turns in expected]
+        assert data.lengths.tolist() == [len(tokenizer(text)["input_ids"]) for text in texts], ending
+    exact = {"of": [1 / 3, 3.141592653589793, 1e-12, 12345678901234567890123]}
+    data = loaded(tokenizer, written(tmp_path / "numbers.jsonl", [[user(Q), call(exact), TOOL]]))
     (asked,) = data.train["prompt"][:]
-    found = asked[1]["tool_calls"][0]["function"]["arguments"]["of"]
-    assert found == pytest.approx([1 / 3, 3.141592653589793, 1e-12], rel=1e-14)
+    assert asked[1]["tool_calls"] == call(exact)["tool_calls"]
     assert data.lengths.tolist() == [len(tokenizer(prompt_text(asked, tokenizer, {}))["input_ids"])]
     late = loaded(tokenizer, written(tmp_path / "late.jsonl", [[user(Q)]] * 1000 + rows[1:2]))  # in a batch of its own
     assert late.train[0]["prompt"] == [user(Q)] and late.train[1000]["prompt"] == expected[1]
@@ -213,23 +205,11 @@ def test_questions_that_the_template_shows_alike_are_the_same_question(policy, t
     assert len(held_out) == 2 and not held_out & {prompt[0]["content"] for prompt in data.train["prompt"]}
 
 
-def test_dropped_rows_are_named_and_a_system_turn_of_the_datas_own_is_said(tokenizer, tmp_path, capsys):
-    own = [{"role": "system", "content": "短く"}, user(Q)]
-    file = written(tmp_path / "q.jsonl", [[user(Q)], [user(None)], own, [user(None)]])
-    loaded(tokenizer, file, "--prompts.drop_empty", "true", "--prompts.system", "日本語で")
-    out = capsys.readouterr().out
-    assert "note: 2 of 4 rows hold no question (rows 1, 3; row 1, turn 0: content is null)" in out
-    assert "they are dropped, as prompts.drop_empty says" in out
-    assert "note: prompts.column, 1 of 4 rows: a system turn of the data's own stays" in out
-
-
 NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + EVERY_KEY
 
 
 def test_a_run_on_calls_of_tools_trains_and_its_own_questions_meet_the_template_before_it(tiny, policy, rows, tmp_path):
-    turns = [
-        [{"role": "system", "content": "短く"}, user(row["query"]), call({"of": row["query"]}), TOOL] for row in rows
-    ]
+    turns = [[SYSTEM, user(row["query"]), call({"of": row["query"]}), TOOL] for row in rows]
     arguments = [*tiny, "--dataset.data_files", str(written(tmp_path / "q.jsonl", turns)), "--prompts.column", "m"]
     arguments += ["--training.max_steps", "1", "--samples.held_out", "2", "--prompts.max_length", "999"]
     arguments += ["--rewards.answer_reward.weight", "0"]

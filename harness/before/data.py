@@ -23,7 +23,7 @@ from harness.settings import Settings
 
 # Of a prompt; as JSON, as in a struct each turn would get the keys of all others, and its template would see them.
 PROMPT = {
-    "prompt": List(ExactJson()),
+    "prompt": List(ExactJson("string")),
     "prompt_length": Value("int64"),  # tokens
     "prompt_hash": Value("int64"),
     "prompt_said": List(Value("string")),  # in which ways it differs from the data; of none, whose length is 0, why
@@ -97,7 +97,7 @@ def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: 
     """The rows with what becomes of their questions, the columns of PROMPT."""
     template = settings.training.get("chat_template_kwargs") or {}
     feature = rows.features[column]
-    as_json = ExactJson()
+    as_json = ExactJson("string")
 
     def prompts(questions: list, numbers: list[int]) -> dict[str, list]:
         made = {name: [] for name in PROMPT}
@@ -112,8 +112,8 @@ def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: 
             try:
                 text = prompt_text(turns, tokenizer, template) if turns else ""
             except (TemplateError, ValueError) as error:
-                roles = ", ".join(turn["role"] for turn in turns)
-                problem = f"row {number} ({roles}) is refused by the chat template: {one_line(error)}"
+                roles = [turn["role"] for turn in turns]
+                problem = f"row {number}, {roles}, is refused by the chat template: {one_line(error)}"
                 raise settings.error(OF_A_TEMPLATE, problem) from error
             texts.append(text)
             made["prompt"].append(written)
