@@ -1,14 +1,20 @@
-"""Every mistake is one line in seconds: where, what, and what to do. A table a section, in-process; a few for real."""
+"""Every mistake is one line in seconds: where, and what. A table of them, a step in miniature, and a few for real."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, refused
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import rewards
 import train_grpo
 from harness.before.data import load_data
 from harness.before.policy import load_policy
@@ -23,66 +29,126 @@ def demo(policy, monkeypatch) -> list[str]:
     return ["--config", "demo/config.yaml", "--model.pretrained_model_name_or_path", policy, "--check"]
 
 
-def without(words: list[str], message: str) -> list[str]:
-    return [word for word in words if word not in message]
-
-
-MODEL = [
-    (["--model.attn_implementation", "nobody/kernel"], ["the kernel nobody/kernel does not load"]),
-    (["--model.attn_implementation", "flash"], ["model.attn_implementation: unknown 'flash'", "sdpa"]),
-    (
-        ["--model.pretrained_model_name_or_path", "./no"],
-        ["there is no folder or file", f"{ROOT}/no"],
-    ),
-    (["--model.pretrained_model_name_or_path", "my/model"], [f"{ROOT}/my/model, and the Hub cannot be reached"]),
-    (["--model.pretrained_model_name_or_path", "LICENSE"], ["LICENSE does not load"]),
-    (["--lora.target_modules", "[q_prj]"], ["lora: ", "q_prj"]),
-]
-
-
-DATA = [
-    (["--dataset.path", "my/data", "--dataset.data_files", "null"], ["dataset.path: there is no", "/my/data, and"]),
-    (["--dataset.path", "./data", "--dataset.data_files", "null"], ["there is no folder or file", f"{ROOT}/data;"]),
-    (["--dataset.data_files", "no.json"], ["data_files: there is no folder or file", f"{ROOT}/no.json; fix"]),
-    (["--dataset.data_files", "LICENSE"], ["dataset.data_files: LICENSE:2: not JSON"]),
-    (["--dataset.split", "trian"], ["dataset.split: ", "train"]),
-    (["--prompts.column", "question"], ["prompts.column: there is no column 'question'", "did you mean query?"]),
-    (["--prompts.max_length", "3"], ["prompts.max_length: no prompt is left", "raise it"]),
-    (["--samples.questions", "[富士山の高さは?, '']"], ["samples.questions: one of them is empty"]),
-    (["--prompts.limit", "8"], ["dataset: 8 read: 6 to train on, 2 held out", "takes 8", "samples.held_out"]),
+MISTAKES = [  # arguments, what the message begins with, a word of it
+    ("--model.attn_implementation nobody/kernel", "model.attn_implementation: ", "nobody/kernel"),
+    ("--model.attn_implementation flash", "model.attn_implementation: ", "'flash'"),
+    ("--model.pretrained_model_name_or_path ./no", "model.pretrained_model_name_or_path: ", f"{ROOT}/no"),
+    ("--model.pretrained_model_name_or_path my/model", "model.pretrained_model_name_or_path: ", "Hub"),
+    ("--model.pretrained_model_name_or_path LICENSE", "model.pretrained_model_name_or_path: ", "LICENSE"),
+    ("--model.quantization_config {load_in_4bit:\u00a0true}", "model.quantization_config: ", "LoRA"),
+    ("--lora.target_modules [q_prj]", "lora: ", "q_prj"),
+    ("--lora.init_lora_weights loftq --lora.r 4", "lora.init_lora_weights: ", "scipy"),
+    ("--dataset.path my/data --dataset.data_files null", "dataset.", "/my/data"),
+    ("--dataset.path ./data --dataset.data_files null", "dataset.", f"{ROOT}/data"),
+    ("--dataset.data_files no.json", "dataset.data_files: ", f"{ROOT}/no.json"),
+    ("--dataset.data_files LICENSE", "dataset.data_files: ", "LICENSE:2: not JSON"),
+    ("--dataset.split trian", "dataset.split: ", "train"),
+    ("--prompts.column question", "prompts.column: ", "did you mean query?"),
+    ("--prompts.max_length 3", "prompts.max_length: ", "no prompt is left"),
+    ("--prompts.limit 8", "prompts.limit: ", "6 to train on"),
+    ("--samples.questions [富士山の高さは?,'']", "samples.questions: ", "''"),
+    ("--samples.held_out 0 --training.eval_strategy steps", "training.eval_strategy: ", "held_out"),
+    ("--rewards.nobody/judge.weight 1", "rewards.nobody/judge: ", "Hub"),
+    ("--training.generation_kwargs 512", "training.generation_kwargs: ", "dictionary"),
+    ("--training.generation_kwargs {temperature:\u00a01}", "training.generation_kwargs.temperature: ", "setting"),
+    ("--training.generation_kwargs {max_cache_length:\u00a09}", "training.generation_kwargs.max_cache_length: ", "unkn"),
+    ("--training.generation_kwargs {do_sample:\u00a0false}", "training.generation_kwargs.do_sample: ", "sampling"),
+    ("--training.report_to wandbx", "training.report_to: ", "wandbx"),
+    ("--training.report_to wandb", "training.report_to: ", "wandb"),
+    ("--training.push_to_hub true", "training.push_to_hub: ", "hf auth login"),
+    ("--training.output_dir LICENSE/x", "training.output_dir: ", "LICENSE"),
+    ("--training.output_dir demo/model --model.pretrained_model_name_or_path demo/model", "training.output_dir: ", "model"),
+    ("--training.eval_on_start true", "training.eval_on_start: ", "eval_strategy"),
+    ("--training.save_strategy best", "training.save_strategy: ", "metric_for_best_model"),
+    ("--training.metric_for_best_model eval_rewards/x/mean", "training.metric_for_best_model: ", "emoji_reward"),
+    ("--training.sync_ref_model true --training.beta 0", "training.sync_ref_model: ", "reference model"),
+    ("--training.max_completion_length 500", "training.max_completion_length: ", "512"),
+    ("--training.per_device_train_batch_size 9", "training.per_device_train_batch_size: ", "divisible"),
+    ("--training.generation_batch_size 65", "training.generation_batch_size: ", "divisible"),
+    ("--training.per_device_eval_batch_size 4 --training.eval_strategy steps", "training.", "divisible"),
+    ("--training.lr_scheduler_type cosin --training.seed 1", "training.lr_scheduler_type: ", "cosin"),
+    ("--training.use_vllm true", "training.use_vllm: ", "make gpu"),
+    ("--training.bf16 true --training.use_transformers_continuous_batching true", "training.", "bfloat16 for good"),
 ]  # fmt: skip
 
 
-TRAINING = [
-    (["--training.generation_kwargs", "512"], ["training.generation_kwargs: should be a valid dictionary, got 512"]),
-    (["--training.generation_kwargs", "{temperature: 1}"], ["kwargs.temperature: ", "training.temperature"]),
-    (["--training.generation_kwargs", "{max_cache_length: 9}"], ["max_cache_length: unknown to transformers.Gen"]),
-    (["--training.report_to", "wandbx"], ["training.report_to: ", "wandbx"]),
-    (["--training.report_to", "wandb"], ["training.report_to: ", "wandb"]),
-    (["--training.push_to_hub", "true"], ["training.push_to_hub: ", "hf auth login"]),
-    (["--training.output_dir", "LICENSE/x"], ["training.output_dir: LICENSE/x cannot be written"]),
-    (["--training.eval_on_start", "true"], ["training.eval_on_start: needs training.eval_strategy"]),
-    (["--training.bf16", "true", "--training.fp16", "true"], ["training.bf16: ", "fp16"]),
-    (["--model.quantization_config", "{load_in_4bit: true}"], ["model.quantization_config: ", "qlora.yaml"]),
-    (["--training.eval_strategy", "steps", "--samples.held_out", "0"], ["training.eval_strategy: "]),
-    (["--training.max_completion_length", "500"], ["training.max_completion_length: ", "context of 512"]),
-    (["--training.per_device_train_batch_size", "9"], ["generation_batch_size (9)", "divisible by num_"]),
-    (["--training.generation_batch_size", "65"], ["generation_batch_size (65)", "divisible"]),
-    (
-        ["--training.eval_strategy", "steps", "--training.per_device_eval_batch_size", "4"],
-        ["eval batch size", "divisible"],
-    ),
-    (["--training.use_vllm", "true"], ["training.use_vllm: vLLM is not installed", "make gpu"]),
-    (
-        ["--training.bf16", "true", "--training.use_transformers_continuous_batching", "true"],
-        ["continuous_batching: with bf16 it casts the weights", "model.dtype: bfloat16 and without LoRA"],
-    ),
+def test_mistakes(demo):
+    wrong = []
+    for arguments, place, word in MISTAKES:
+        message = refused(demo + [part.replace("\u00a0", " ") for part in arguments.split(" ")])
+        if not message.startswith(place) or word not in message:
+            wrong.append((arguments, message))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+IN_MINIATURE = [  # arguments, what the message begins with; None: it passes
+    ("", None),
+    ("--lora {target_modules:\u00a0[q_proj,\u00a0lm_head]}", "lora.target_modules: "),
+    ("--lora {trainable_token_indices:\u00a0[5,\u00a06],\u00a0r:\u00a04}", "lora.trainable_token_indices: "),
+    ("--lora {init_lora_weights:\u00a0pissa,\u00a0r:\u00a064}", None),
+    ("--lora {layers_to_transform:\u00a0[1],\u00a0target_modules:\u00a0[v_proj]}", None),
+    ("--lora {use_dora:\u00a0true} --model.dtype bfloat16 --training.gradient_checkpointing true", None),
+    ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn]", None),
+    ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn,lm_head]", "lora.target_modules: "),
+    ("--training.generation_kwargs {num_return_sequences:\u00a02}", "training.generation_kwargs.num_return_sequences: "),
+    ("--training.use_vllm true --training.generation_kwargs {best_of:\u00a02}", None),
 ]  # fmt: skip
 
 
-def test_mistakes_in_model_data_and_training(demo):
-    messages = [(words, refused(demo + arguments)) for arguments, words in [*MODEL, *DATA, *TRAINING]]
-    assert not [(words, message) for words, message in messages if without(words, message)]
+@pytest.mark.miniature
+def test_what_a_step_in_miniature_refuses(demo, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.before.check.check_weights", lambda plan: None)
+    monkeypatch.setattr("harness.before.machine.find_spec", lambda name: True)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    wrong = []
+    for arguments, place in IN_MINIATURE:
+        parts = arguments.replace("GPT2", str(tmp_path / "gpt2")).split(" ") if arguments else []
+        message = None
+        try:
+            train_grpo.main(demo + [part.replace("\u00a0", " ") for part in parts])
+        except UserError as error:
+            message = str(error)
+        if (message is None) != (place is None) or not (message or "").startswith(place or ""):
+            wrong.append((arguments, message))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.miniature
+def test_each_reward_is_called_once_and_no_trace_is_left(tiny, tmp_path, monkeypatch):
+    """By TRL in the miniature; by itself where there is none, and where its calls may cost."""
+    calls = []
+
+    def called(prompts, completions, completion_ids, answer, trainer_state, log_metric, max_emoji=4, **kwargs):
+        calls.append([completion[-1]["content"] for completion in completions])
+        assert len(prompts) == len(answer) == len(completion_ids) == 2 and answer[0] == answer[1]
+        return [random.random() for _ in answer]
+
+    monkeypatch.setattr(rewards, "emoji_reward", called)
+    monkeypatch.setattr(rewards, "judge", called, raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    before = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    train_grpo.main([*tiny, "--check"])
+    assert before == [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    assert list((tmp_path / "tmp").iterdir()) == [] and not (tmp_path / "run").exists()
+    ((empty, sampled),) = calls
+    assert empty == "" and sampled != "Yes: 42 ✨"
+    train_grpo.main([*tiny, "--check", "--rewards.judge.weight", "1"])
+    assert len(calls) == 3 and calls[1] == ["", "Yes: 42 ✨"] != calls[2]
+    monkeypatch.setattr("harness.before.check.has_miniature", lambda args: False)  # as with several processes
+    train_grpo.main([*tiny, "--check"])
+    assert len(calls) == 4 and calls[3] == ["", "Yes: 42 ✨"]
+
+
+@pytest.mark.miniature
+def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
+    for value, word in (({"a": 1}, "returned the dict"), ([1.0], "returned 1 values"), (None, "NoneType")):
+        monkeypatch.setattr(rewards, "emoji_reward", lambda completions, max_emoji, value=value: value)
+        message = refused(demo)
+        assert message.startswith("rewards.emoji_reward: ") and word in message
 
 
 def rows_file(tmp_path, rows):
@@ -94,13 +160,8 @@ def rows_file(tmp_path, rows):
 def test_a_reward_whose_column_is_missing_names_it(tiny, rows, tmp_path):
     arguments = [*tiny, *rows_file(tmp_path, [{"query": row["query"], "tools": [1]} for row in rows])]
     message = refused([*arguments, "--check"])
-    assert "rewards.answer_reward: needs the column answer" in message and "null" in message
+    assert "rewards.answer_reward: needs the column answer" in message
     train_grpo.main([*arguments, "--rewards.answer_reward", "null", "--check"])
-
-
-def test_a_reward_model_that_is_not_there_is_named(demo):
-    message = refused([*demo, "--rewards.nobody/judge.weight", "1"])
-    assert message.startswith("rewards.nobody/judge: ") and "the Hub cannot be reached" in message
 
 
 def test_empty_questions_are_counted_and_dropped_only_on_request(tiny, rows, tmp_path):
@@ -108,7 +169,7 @@ def test_empty_questions_are_counted_and_dropped_only_on_request(tiny, rows, tmp
         questions = [{**row, "query": bad if i in (3, 7) else row["query"]} for i, row in enumerate(rows)]
         settings = read_settings([*tiny, *rows_file(tmp_path, questions)])
         tokenizer = load_policy(settings).tokenizer
-        with pytest.raises(UserError, match=r"2 of 291 rows hold no question \(rows 3, 7.*drop_empty"):
+        with pytest.raises(UserError, match=r"2 of 291 .*3, 7"):
             load_data(settings, tokenizer)
         settings.prompts.drop_empty = True
         assert load_data(settings, tokenizer).counts["empty (dropped)"] == 2
@@ -124,22 +185,20 @@ def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):
 def test_too_little_disk_is_reported_with_both_figures(tiny, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     message = refused([*tiny, "--check"])
-    assert re.match(r"training.output_dir: \d\d MB are needed .*, 1 MB are free", message), message
+    assert re.match(r"training.output_dir: 1 MB are free, \d\d MB ", message), message
 
 
-def test_a_mistake_in_rewards_py_is_one_line(tmp_path):
-    for name in ("train_grpo.py", "config.yaml", "harness", "rewards.py"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    for text in ("def broken(:\n", "import no_such_package\n"):
-        (tmp_path / "rewards.py").write_text((ROOT / "rewards.py").read_text(encoding="utf-8") + text, encoding="utf-8")
-        result = subprocess.run([sys.executable, "train_grpo.py"], cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 2 and "Traceback" not in result.stderr
-        assert result.stderr.startswith("error: rewards.py")
-
-
-def test_the_real_command_line_exits_with_2_and_one_line(policy):
+def test_the_real_command_line_exits_with_2_and_one_line(tmp_path):
+    for name in ("train_grpo.py", "config.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "harness", tmp_path / "harness")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    source = (ROOT / "rewards.py").read_text(encoding="utf-8")
     column = ["--config", "demo/config.yaml", "--prompts.column", "question"]
-    command = [sys.executable, "train_grpo.py", *column, "--model.pretrained_model_name_or_path", policy]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: prompts.column: there is no column 'question'")
+    rows = [(source, column, "prompts.column: "), (source + "import no_such_package\n", [], "rewards.py")]
+    for text, arguments, place in rows:
+        (tmp_path / "rewards.py").write_text(text, encoding="utf-8")
+        command = [sys.executable, "train_grpo.py", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        assert result.stderr.splitlines()[-1].startswith(f"error: {place}")

@@ -17,7 +17,7 @@ SETTINGS = [  # under `training`, words of the refusal or None, more arguments
     ({"optim": "paged_adamw_8bit"}, "training.optim: You need to install `bitsandbytes`"),
     ({"optim": "galore_adamw"}, "training.optim: You need to install `galore_torch`"),
     ({"optim": "lomo"}, "training.optim: You need to install `lomo_optim`"),
-    ({"optim": "sgd", "optim_args": "momentum=high"}, "training.optim: could not convert"),
+    ({"optim": "sgd", "optim_args": "momentum=high"}, "training.optim_args: could not convert"),
     ({"adam_beta2": 1.5}, "training.adam_beta2: Invalid beta"),
     ({"optim": "adafactor"}, None),
     ({"use_liger_kernel": "true"}, "training.use_liger_kernel: "),
