@@ -19,16 +19,11 @@ draw_curves, report.draw_curves = report.draw_curves, lambda *_: None  # over ha
 
 
 @pytest.fixture(autouse=True)
-def draws(request, monkeypatch) -> None:
-    """Runs of a test marked `draws` draw their curves."""
+def as_marked(request, monkeypatch) -> None:
+    """Runs of a test marked `draws` draw their curves; only --check of one marked `miniature` trains a miniature."""
     if request.node.get_closest_marker("draws"):
         monkeypatch.setattr(report, "draw_curves", draw_curves)
-
-
-@pytest.fixture(autouse=True)
-def miniature(request, monkeypatch) -> None:
-    """Only --check of a test marked `miniature` trains a miniature: others break what it would go through."""
-    if not request.node.get_closest_marker("miniature"):
+    if not request.node.get_closest_marker("miniature"):  # others break what it would go through
         monkeypatch.setattr("harness.before.check.has_miniature", lambda args: False)
 
 
@@ -44,20 +39,16 @@ def policy(tmp_path_factory, rows, worker_id) -> str:
     folder = (shared if worker_id == "master" else shared.parent) / "policy"
     with FileLock(f"{folder}.lock"):
         if not (folder / "tokenizer_config.json").exists():
-            teach(folder, rows)
+            import build
+            from transformers import set_seed
+
+            set_seed(0)
+            tokenizer = build.build_tokenizer(rows)
+            model = build.build_model(tokenizer)
+            build.pretrain(model, tokenizer, rows, epochs=3)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def teach(folder: Path, rows: list[dict]) -> None:
-    import build
-    from transformers import set_seed
-
-    set_seed(0)
-    tokenizer = build.build_tokenizer(rows)
-    model = build.build_model(tokenizer)
-    build.pretrain(model, tokenizer, rows, epochs=3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def tiny_arguments(policy: str, folder: Path) -> list[str]:

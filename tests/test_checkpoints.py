@@ -50,16 +50,13 @@ def interrupted(dead, tiny, tmp_path):
     return [*tiny, *STEPS]
 
 
-def test_resume_ends_where_the_uninterrupted_run_ends_and_keeps_the_before_side(interrupted, tmp_path):
+def test_resume_keeps_the_before_side_and_what_was_warned_of(interrupted, tmp_path):
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "samples.jsonl").open()]
     rows[0]["before"]["completion"] = "kept, not made again"
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     free = ["--training.logging_steps", "2", "--samples.questions", "[富士山の高さは?, 新しい質問は?]"]  # do not matter
     train_grpo.main([*interrupted, "--resume", *free])
-
-    train_grpo.main([*interrupted, "--training.output_dir", str(tmp_path / "whole")])
-    assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     after = [json.loads(line) for line in (run / "samples.jsonl").open()]
     assert after[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in after)
     assert [row["question"] for row in after if not row["before"]] == ["新しい質問は?"]
@@ -90,8 +87,7 @@ def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(inter
 
 
 def test_no_complete_checkpoint_and_none_at_all_are_errors_not_a_fresh_start(interrupted, tmp_path):
-    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
-    for checkpoint in checkpoints:
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     assert "no complete checkpoint (2 tried)" in refused([*interrupted, "--resume"])
     assert not list((tmp_path / "run").glob("checkpoint-*"))  # they have been set aside
@@ -125,25 +121,21 @@ def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.during.checkpoints.shutil.rmtree", deletes)
     train_grpo.main([*tiny, "--training.save_steps", "1", "--training.save_total_limit", "2"])
     assert sealed == [2, 2]
-    kept = sorted((tmp_path / "run").glob("checkpoint-*"))
-    assert [path.name for path in kept] == ["checkpoint-3", "checkpoint-4"]
-    assert [fault(path) for path in kept] == [None, None]
+    kept = [(path.name, fault(path)) for path in RunFolder(tmp_path / "run").checkpoints()]
+    assert kept == [("checkpoint-3", None), ("checkpoint-4", None)]
 
 
-class Bomb:
-    """What unpickling would run."""
-
-    def __init__(self, folder):
-        self.trace = str(folder / "executed")
+class Bomb(str):
+    """What unpickling would run: a folder is made."""
 
     def __reduce__(self):
-        return os.mkdir, (self.trace,)
+        return os.mkdir, (str(self),)
 
 
 def test_resuming_never_executes_what_a_checkpoint_carries(interrupted, tmp_path):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "generation_batch_0.pt"):
         shutil.copytree(tmp_path / "run", copy := tmp_path / name)
-        torch.save(Bomb(tmp_path), copy / "checkpoint-4" / name)
+        torch.save(Bomb(tmp_path / "executed"), copy / "checkpoint-4" / name)
         seal(copy / "checkpoint-4")  # by somebody who knows of manifests
         with pytest.raises(RunError, match="[Ww]eights.only"):
             train_grpo.main([*interrupted, "--resume", "--training.output_dir", str(copy)])
@@ -155,7 +147,7 @@ def test_loading_a_policy_never_executes_what_it_carries(tiny, policy, tmp_path)
     for folder in (pickled, coded):
         shutil.copytree(policy, folder)
     (pickled / "model.safetensors").unlink()
-    torch.save(Bomb(tmp_path), pickled / "pytorch_model.bin")
+    torch.save(Bomb(tmp_path / "executed"), pickled / "pytorch_model.bin")
     config = json.loads((coded / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
     (coded / "config.json").write_text(json.dumps(config))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
@@ -25,35 +25,38 @@ from harness.tools.chat import todays_rewards
 SETTINGS = {"use_cpu": True, "bf16": False, "num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 4}
 SETTINGS |= {"steps_per_generation": 2, "max_completion_length": 16, "temperature": 0.9, "learning_rate": 6e-4}
 SETTINGS |= {"beta": 0.04, "loss_type": "grpo", "gradient_checkpointing": False, "logging_steps": 1}
-WEIGHTS = {"emoji_reward": 1, "length_reward": 2, "answer_reward": 4}  # demo/config.yaml's
+SETTINGS |= {"reward_weights": [1, 2, 4], "save_strategy": "no", "report_to": "none"}
 
 
 def history(folder: Path) -> list[dict]:
     return [log for log in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in log]
 
 
-def test_the_wrapper_changes_nothing_and_leaves_the_trained_model(tiny, tmp_path, policy):
+def test_the_wrapper_changes_nothing_and_leaves_the_trained_model(tiny, tmp_path, policy, rows, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     train_grpo.main([*tiny, "--samples.held_out", "0"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # a look at a GPU would start CUDA there
     assert not torch.backends.cuda.cudnn_sdp_enabled()  # its backward pass gives NaN on some GPUs
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained(policy)
     assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), before.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(tmp_path / "run").chat_template
-
-    def question(row):
-        return {"prompt": [{"role": "user", "content": row["query"]}]}
-
+    data = [row | {"prompt": [{"role": "user", "content": row["query"]}]} for row in rows]
     plain = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(policy, dtype="float32", attn_implementation="sdpa"),
         reward_funcs=[rewards.emoji_reward, rewards.length_reward, rewards.answer_reward],
-        args=GRPOConfig(
-            tmp_path / "plain", **SETTINGS, reward_weights=list(WEIGHTS.values()), save_strategy="no", report_to="none"
-        ),
-        train_dataset=load_dataset("json", data_files=str(ROOT / "demo/questions.jsonl"), split="train").map(question),
+        args=GRPOConfig(tmp_path / "plain", **SETTINGS),
+        train_dataset=Dataset.from_list(data),
         processing_class=AutoTokenizer.from_pretrained(policy),
     )
     plain.train()
-    keys = ["loss", "reward", "kl", "grad_norm", *(f"rewards/{name}/mean" for name in WEIGHTS)]
+    keys = [
+        "loss",
+        "reward",
+        "kl",
+        "grad_norm",
+        *(f"rewards/{name}_reward/mean" for name in ("emoji", "length", "answer")),
+    ]
     # Rewards are logged where completions are sampled, which is every second step here.
     ours = [[log.get(key, math.nan) for key in keys] for log in history(tmp_path / "run")]
     sampled = [log for log in history(tmp_path / "run") if "reward" in log]
@@ -83,10 +86,8 @@ def test_lora_trains_an_adapter_that_finds_its_base_model_from_anywhere(tiny, tm
 def test_a_model_whose_config_is_not_like_qwens(tiny, policy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(policy)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "eos_token_id": 1, "vocab_size": len(tokenizer)}
-    for config in (
-        transformers.GPT2Config(**shape, num_attention_heads=2),
-        transformers.MambaConfig(**shape, state_size=4),
-    ):
+    models = [transformers.GPT2Config(**shape, num_attention_heads=2), transformers.MambaConfig(**shape, state_size=4)]
+    for config in models:
         folder = tmp_path / config.model_type
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -140,10 +141,3 @@ def test_compiled_sampling_samples_the_same_tokens_also_when_the_weights_have_mo
                     weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     assert trainer.model._compiled_call._torchdynamo_orig_callable  # it was compiled, not skipped
     assert calls[0] == calls[1] and calls[0][0] != calls[0][1]
-
-
-def test_on_a_cpu_no_gpu_is_looked_at(tiny, monkeypatch):
-    """A look at a GPU would start CUDA there."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    train_grpo.main([*tiny, "--check"])
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

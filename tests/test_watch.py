@@ -67,17 +67,11 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
 
 
 def test_what_looks_wrong_in_the_logs():
-    wrong = []
     for questions, parts, expected in HAND_MADE:
         logs = [BEGAN | change for change, times in parts for _ in range(times)]
-        if (came := warnings(logs, questions)) != expected:
-            wrong.append((questions, parts, expected, came))
-    assert wrong == []
-
-
-def test_a_resumed_run_compares_with_where_it_began():
+        assert warnings(logs, questions) == expected, (questions, parts)
     logs = [BEGAN] * 4 + [BEGAN | ANSWER | {"rewards/answer/mean": 0.2}] * 4
-    assert warnings(logs) == warnings(logs, resumed=4) == {"rewards/answer": 6}
+    assert warnings(logs) == warnings(logs, resumed=4) == {"rewards/answer": 6}  # it compares with where it began
 
 
 def simulated(rng: np.random.Generator, questions: int, logs: int, answer: float, rising: float) -> list[dict]:
@@ -115,14 +109,11 @@ SIMULATED = [  # questions a log, logs, the share it knows half-way, emoji gaine
 
 
 def test_noise_is_not_accused_and_a_canary_given_up_is():
-    wrong = []
     for row in SIMULATED:
         *how, expected = row
         came = [warnings(simulated(np.random.default_rng(seed), *how), how[0]) for seed in range(20)]
         in_time = sum(causes.get("rewards/answer", math.inf) <= how[1] / 2 for causes in came)
-        if in_time != expected or any(set(causes) - {"rewards/answer"} for causes in came):
-            wrong.append((row, came))
-    assert wrong == []
+        assert in_time == expected and all(set(causes) <= {"rewards/answer"} for causes in came), (row, came)
 
 
 def test_a_run_too_short_to_tell_says_so(capsys):
