@@ -79,7 +79,8 @@ class Report(TrainerCallback, ExportableState):
     def finish(self) -> None:
         """Ask again, write everything, print how the run ended; raises RunError where it ended badly."""
         try:
-            self._ask_again()
+            self.after = ask(self.trainer, self.rewards, self.rows)
+            self.over = True
         except Exception as error:  # of a reward: a judge that hangs up
             problem = f"the model is trained, and saved in {self.folder}; but asking the questions again failed"
             self.watch.failure = self.watch.failure or f"{problem} ({one_line(error)}); --resume asks them"
@@ -139,10 +140,6 @@ class Report(TrainerCallback, ExportableState):
         for line in self.folder.samples() or ():
             kept[line["question"], line["held_out"]] = line["before"]
         return [kept.get((sample["question"], sample["held_out"])) for sample in self.samples()]
-
-    def _ask_again(self) -> None:
-        self.after = ask(self.trainer, self.rewards, self.rows)
-        self.over = True
 
     def _draw(self) -> None:
         begin = time.monotonic()
