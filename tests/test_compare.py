@@ -15,15 +15,14 @@ FLAT = [0.0, 1.0] * 8
 
 
 @pytest.fixture(autouse=True)
-def on_a_terminal_of_80_columns(tmp_path, monkeypatch):
+def terminal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
 
 def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, ask: int = 0, **sections) -> str:
     """A run with each reward's weight and its scores after training, of the questions from number `ask` on."""
-    path = Path(folder)
-    path.mkdir()
+    (path := Path(folder)).mkdir()
     settings = {"rewards": {name: {"weight": weight} for name, (weight, _) in rewards.items()}}
     (path / "config.yaml").write_text(yaml.safe_dump(settings | sections))
     logs = []
@@ -56,23 +55,23 @@ def test_differences_are_of_the_questions_that_both_runs_have(capsys):
         ([None] * 6 + list(two[6:]), 4, "12, paired", interval(two[6:12] - one[10:], [one, two])),
     ]
     others = [a_run(f"b{i}", {"r": (1, list(scores))}, ask=ask) for i, (scores, ask, *_) in enumerate(runs)]
-    for other, (_, _, paired, difference) in zip(others, runs, strict=True):
-        found = rows(capsys, first, other)
-        assert ["questions", paired] in found and ["r", str(difference)] in found, other
-    assert runs[0][-1].low > 0 and str(runs[0][-1]).startswith("+0.")  # which pairing makes plain
     found = rows(capsys, first, *others)
-    assert ["questions", *(paired for _, _, paired, _ in runs)] in found and len(found[0]) == 5
+    assert ["questions", *(paired for _, _, paired, _ in runs)] in found
+    for other, (*_, difference) in zip(others, runs, strict=True):
+        assert ["r", str(difference)] in rows(capsys, first, other)
+    assert runs[0][-1].low > 0 and str(runs[0][-1]).startswith("+0.")  # which pairing makes plain
 
 
 def test_totals_only_of_the_same_weights_and_the_last_20_steps_where_there_are_as_many(capsys):
-    first, short = a_run("a", {"r": (2, FLAT), "s": (1, FLAT)}), a_run("b", {"r": (2, FLAT), "s": (1, FLAT)}, steps=10)
+    rewards = {"think_format_reward": (2, FLAT), "soft_overlong": (1, FLAT)}
+    first, short = a_run("a", rewards), a_run("b", rewards, steps=10)
     found = rows(capsys, first, short)
-    assert ["steps", "the last 20 of 40", "all 10"] in found and ["r", "32.50", "7.50"] in found
-    totals = [cells for cells in found if cells[0] == compare.TOTAL]
-    assert len(totals) == 3 and totals[0][1:] == ["7.00", "7.00"]
-    assert totals[1][1] == str(interval([3 * score for score in FLAT])).lstrip("+")
-    heavier = rows(capsys, first, a_run("c", {"r": (3, FLAT), "s": (1, FLAT)}))
-    assert ["rewards.r.weight", "2", "3"] in heavier and compare.TOTAL not in [cells[0] for cells in heavier]
+    assert ["steps", "the last 20 of 40", "all 10"] in found and ["think_format", "32.50", "7.50"] in found
+    trained, level, difference = [cells[1:] for cells in found if cells[0] == compare.TOTAL]
+    assert trained == ["7.00", "7.00"] and level == [str(interval([3 * score for score in FLAT])).lstrip("+")] * 2
+    assert len(difference) == 1 and difference[0].startswith("0.00 (")
+    heavier = rows(capsys, first, a_run("c", rewards | {"soft_overlong": (3, FLAT)}))
+    assert ["rewards.soft_overlong.weight", "1", "3"] in heavier and compare.TOTAL not in [row[0] for row in heavier]
 
 
 def test_what_a_run_has_lost_is_left_out(capsys):
@@ -84,16 +83,6 @@ def test_what_a_run_has_lost_is_left_out(capsys):
     (Path(lost) / "samples.jsonl").write_text('{"question"')
     compare.main([first, lost])
     assert "note: b: has no samples.jsonl" in capsys.readouterr().out
-
-
-def test_six_rewards_on_80_columns(capsys):
-    names = ["emoji_reward", "length_reward", "answer_reward", "polite_reward", "soft_overlong", "think_format_reward"]
-    runs = [a_run(run, {name: (1, list(RANDOM.normal(0, 1, 16))) for name in names}) for run in ("first", "second")]
-    found = rows(capsys, *runs)
-    for name in ("emoji", "length", "answer", "polite", "soft_overlong", "think_format"):
-        trained, level, difference = [line[1:] for line in found if line[0] == name]
-        assert len(trained) == 2 and len(level) == 2 and len(difference) == 1
-        assert all(cell.endswith(")") for cell in level + difference), name
 
 
 def test_what_nobody_set_does_not_differ(capsys):

@@ -19,30 +19,20 @@ LORA = ["--lora.r=4", "--lora.task_type=CAUSAL_LM", "--lora.target_modules=[q_pr
 LORA += ["--training.learning_rate=1e-2", "--samples.held_out=0"]
 
 
-def trained(policy, folder, *more: str):
-    train_grpo.main([*tiny_arguments(policy, folder), *LORA, *more])
-    return folder / "run"
-
-
 @pytest.fixture(scope="module")
 def runs(policy, tmp_path_factory):
-    """By the dtype of the base model."""
-    folders = {dtype: tmp_path_factory.mktemp(dtype) for dtype in ("float32", "bfloat16")}
-    return {dtype: trained(policy, folder, f"--model.dtype={dtype}") for dtype, folder in folders.items()}
-
-
-def times(factor: float, run, folder):
-    """A copy of a LoRA run whose adapter has learned `factor` times as much."""
-    file = shutil.copytree(run, folder) / "adapter_model.safetensors"
-    weights = {name: weight * factor if "lora_B" in name else weight for name, weight in load_file(file).items()}
-    save_file(weights, file)
-    return folder
+    """By the dtype of the base model; `tied`: of its embedding, which is its output layer too."""
+    more = {"float32": ["--model.dtype=float32"], "bfloat16": ["--model.dtype=bfloat16"]}
+    more["tied"] = ["--lora.target_modules=[embed_tokens]", "--training.max_steps=2"]
+    folders = {name: tmp_path_factory.mktemp(name) for name in more}
+    for name, folder in folders.items():
+        train_grpo.main([*tiny_arguments(policy, folder), *LORA, *more[name]])
+    return {name: folder / "run" for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 0.01), ("bfloat16", 0.1, 5)])
 def test_the_merged_folder_opens_and_answers_alike(dtype, least, most, runs, policy, tmp_path, capfd, monkeypatch):
     run = shutil.copytree(runs[dtype], tmp_path / "run")
-    capfd.readouterr()
     merge.main([f"{run}/"])
     out, err = capfd.readouterr()
     folder = tmp_path / "run-merged"
@@ -68,35 +58,32 @@ def test_the_merged_folder_opens_and_answers_alike(dtype, least, most, runs, pol
         merge.main([str(run)])
 
 
-def test_what_would_not_be_the_trained_model_is_refused(runs, policy, tmp_path, monkeypatch):
+def test_what_would_not_be_the_trained_model_is_refused(runs, tmp_path, monkeypatch):
     def refused(run, word: str) -> None:
         with pytest.raises(RunError, match=f"{run}: .*{word}"):
             merge.main([str(run), "-o", str(tmp_path / "merged")])
         assert not (tmp_path / "merged").exists() and not list(tmp_path.glob("tmp*"))
 
-    refused(times(0.01, runs["bfloat16"], tmp_path / "fine"), "bfloat16: .* 25% allowed")
-    refused(times(0, runs["bfloat16"], tmp_path / "nothing"), "changes nothing")
-    # An embedding that is the output layer too: merged into the one, the adapter is in both.
-    tied = trained(policy, tmp_path, "--lora.target_modules", "[embed_tokens]", "--training.max_steps", "2")
-    refused(tied, "float32")
+    for factor, word in ((0.01, "bfloat16: .* 25% allowed"), (0, "changes nothing")):  # as if it had learned less
+        weak = shutil.copytree(runs["bfloat16"], tmp_path / "weak", dirs_exist_ok=True)
+        weights = load_file(weak / "adapter_model.safetensors")
+        less = {name: weight * factor if "lora_B" in name else weight for name, weight in weights.items()}
+        save_file(less, weak / "adapter_model.safetensors")
+        refused(weak, word)
+    refused(runs["tied"], "float32")  # merged into the one, the adapter is in both
     monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())  # merges nothing
     refused(runs["float32"], "100%")
 
 
-def test_what_is_compared_is_a_question_as_the_run_had_it(runs, tmp_path, monkeypatch):
+def test_what_is_compared_is_a_question_as_the_run_had_it(runs, tmp_path):
     copy = shutil.copytree(runs["float32"], tmp_path / "run")
     (copy / "samples.jsonl").write_text("")  # then it is another question
     settings = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(settings.replace("\ntraining:", "\ntraining:\n  chat_template_kwargs: {a: 1}"))
-    asked, template = [], type(AutoTokenizer.from_pretrained(copy)).apply_chat_template
-    monkeypatch.setattr(
-        "transformers.PreTrainedTokenizerBase.apply_chat_template",
-        lambda self, turns, **more: (
-            asked.append((turns[-1]["content"], more.get("a"))) or template(self, turns, **more)
-        ),
-    )
+    template = copy / "chat_template.jinja"
+    template.write_text("{% if a != 1 %}{{ raise_exception('no a') }}{% endif %}" + template.read_text())
     merge.main([str(copy), "-o", str(tmp_path / "new/merged")])
-    assert asked == [("?", 1)] and (tmp_path / "new/merged/model.safetensors").exists()
+    assert (tmp_path / "new/merged/model.safetensors").exists()
 
 
 def test_no_lora_run_is_named_and_no_run_goes_into_its_own_models_folder(runs, policy, tmp_path):

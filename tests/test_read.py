@@ -1,17 +1,15 @@
 """Reading what a real tiny run sampled: the right rows, whole, in the right order."""
 
-import json
-import os
 import re
-import signal
+import shutil
 
 import pandas as pd
 import pytest
 from conftest import tiny_arguments
-from trl import GRPOTrainer
 
 import train_grpo
-from harness.errors import Stopped, UserError
+from harness.errors import UserError
+from harness.run_folder import RunFolder
 from harness.tools import read
 
 KEPT = ["--training.log_completions", "true"]
@@ -21,19 +19,12 @@ GROUP, SCORES = re.compile(r"^step (\d+), group (\d+) of 4 ─", re.MULTILINE), 
 
 @pytest.fixture(scope="module")
 def run(policy, tmp_path_factory):
-    """Of 4 steps, stopped in the third and resumed: in mid-batch, so that TRL keeps no completions of the fourth."""
+    """Of 4 steps, the last after a resume: in mid-batch, where TRL has no completions to keep."""
     folder = tmp_path_factory.mktemp("read")
-    arguments = [*tiny_arguments(policy, folder), *KEPT, "--samples.held_out", "0"]
-    step = GRPOTrainer.training_step
-
-    def stops(self, *args, **kwargs):
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(GRPOTrainer, "training_step", stops)
-        train_grpo.main(arguments)
+    arguments = [*tiny_arguments(policy, folder), *KEPT, "--samples.held_out=0", "--training.save_steps=3"]
+    train_grpo.main(arguments)
+    shutil.rmtree(folder / "run/checkpoint-4")
+    (folder / "run/completions/completions_00004.parquet").unlink()
     train_grpo.main([*arguments, "--resume"])
     return folder / "run"
 
@@ -45,17 +36,12 @@ def kept(run, step: int) -> pd.DataFrame:
     return rows.assign(total=total, group=[1 + i // 4 for i in range(len(rows))])
 
 
-@pytest.fixture
-def changed(run, tmp_path):
-    """A run whose only step has the third's rows, changed."""
-
-    def write(**columns):
-        (tmp_path / "completions").mkdir(exist_ok=True)
-        kept(run, 3).drop(columns=["total", "group"]).assign(**columns).to_parquet(tmp_path / FILE)
-        (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-        return tmp_path
-
-    return write
+def changed(run, folder, **columns):
+    """A run in `folder` whose only step has the third's rows, changed."""
+    (folder / "completions").mkdir(parents=True, exist_ok=True)
+    pd.read_parquet(run / FILE).assign(**columns).to_parquet(folder / FILE)
+    shutil.copy(run / "config.yaml", folder)
+    return folder
 
 
 @pytest.fixture
@@ -67,13 +53,10 @@ def shown(run, capsys):
     return show
 
 
-def by_spread(rows: pd.DataFrame, name: str) -> list[int]:
-    """The numbers of the groups, first the one in which the score differs most."""
-    spread = rows.groupby("group")[name].agg(lambda group: group.min() - group.max())
-    return list(spread.sort_values(kind="stable").index)
-
-
 def test_groups_come_by_their_spread_and_are_whole(run, shown):
+    def by_spread(rows, name: str) -> list[int]:
+        return list(rows.groupby("group")[name].agg(lambda group: group.min() - group.max()).sort_values().index)
+
     last, first = kept(run, 3), kept(run, 1)
     order, by_length = by_spread(last, "total"), by_spread(first, "length_reward")
     assert by_length != by_spread(first, "total")
@@ -90,36 +73,40 @@ def test_groups_come_by_their_spread_and_are_whole(run, shown):
         place = text.index("".join(words.split()), place) + 1  # in this order
 
 
-def test_the_worst_completions_of_a_reward(run, shown, changed):
+def test_the_worst_completions_of_a_reward(run, shown, tmp_path):
     for steps, arguments in (((3,), ["--step", "3"]), ((1, 2, 3), [])):
         text = shown("--worst", "length_reward", "--groups", "5", *arguments)
-        worst = [float(re.search(r"length ([\d.]+)", " ".join(scores.split()))[1]) for scores in SCORES.findall(text)]
+        worst = re.findall(r"length\s+([\d.]+),", text)
         scores = sorted(score for step in steps for score in kept(run, step).length_reward)
-        assert worst == [round(score, 2) for score in scores[:5]]
+        assert worst == [f"{score:.2f}" for score in scores[:5]]
     # Of equal scores those of other groups come first, and of these the latest.
-    folder = changed(emoji_reward=[0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1])
+    folder = changed(run, tmp_path, emoji_reward=[0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1])
     pd.read_parquet(folder / FILE).assign(step=2).to_parquet(folder / "completions/completions_00002.parquet")
     order = [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 3), (2, 1)]
     found = GROUP.findall(shown("--worst", "emoji_reward", "--groups", "9", folder=folder))
     assert found == [(str(step), str(group)) for step, group in order]
 
 
-def test_the_columns_that_a_reward_uses_are_beside_the_completion(run, shown, rows, changed):
+def test_the_columns_that_a_reward_uses_are_beside_the_completion(run, shown, rows, tmp_path):
     question = kept(run, 3).nsmallest(1, "length_reward").iloc[0].prompt[-1]["content"]
     (answer,) = {row["answer"] for row in rows if row["query"] == question}
     for text in (shown("--groups", "9"), shown("--worst", "length_reward", "--step", "3")):
         assert f"{question}\nanswer: {answer}\n\n" in text
-    folder = changed(found=[str(i) for i in range(16)])  # by a reward's own log_extra, for each completion
+    folder = changed(
+        run, tmp_path, found=[str(i) for i in range(16)]
+    )  # by a reward's own log_extra, for each completion
     text = shown("--groups", "9", folder=folder)
     assert text.count("\nfound: ") == 16 and text.count("\nanswer: ") == 4
 
 
-def test_what_is_odd_is_shown_as_it_is(run, shown, changed):
+def test_what_is_odd_is_shown_as_it_is(run, shown, tmp_path):
     long = [[{"role": "assistant", "content": "[b]山" * 100 + f"終{i}"}] for i in range(16)]
-    text = shown("--groups", "4", folder=changed(completion=long))
+    text = shown("--groups", "4", folder=changed(run, tmp_path, completion=long))
     assert max(map(len, text.splitlines())) <= 80 and text.replace("\n", "").count("[b]山" * 100 + "終") == 16
     rows = kept(run, 3)
-    folder = changed(answer_reward=[None] * 4 + list(rows.answer_reward[4:]), prompt=[rows.prompt[0]] * 16)
+    folder = changed(
+        run, tmp_path, answer_reward=[None] * 4 + list(rows.answer_reward[4:]), prompt=[rows.prompt[0]] * 16
+    )
     text = shown("--groups", "9", folder=folder)  # four groups with one prompt, and a reward that did not apply to one
     assert len(GROUP.findall(text)) == 4 and text.count("answer –") == 4
     assert len(SCORES.findall(shown("--worst", "answer_reward", "--groups", "16", folder=folder))) == 12
@@ -130,28 +117,23 @@ def test_an_evaluation_takes_no_steps_place_and_the_terminal_is_left_alone(tiny,
     train_grpo.main([*tiny, *KEPT, *every, "--training.per_device_eval_batch_size=16", "--samples.held_out=8"])
     out = capsys.readouterr().out
     assert "evaluation" in out and "Step 1 ─" not in out  # the head of its table
-    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
-    held_out = {sample["question"] for sample in samples if sample["held_out"]}
+    held_out = {sample["question"] for sample in RunFolder(tmp_path / "run").samples() if sample["held_out"]}
     for step in (1, 2, 3, 4):
         rows = kept(tmp_path / "run", step)
         assert len(rows) == 16 and not held_out & {prompt[-1]["content"] for prompt in rows.prompt}, step
 
 
-def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path, changed):
-    whole = (run / FILE).read_bytes()
-    for name, kept, config in (("half", whole[:99], "{training: {}, rewards: {}}"), ("no yaml", whole, "a: [")):
-        (tmp_path / name / "completions").mkdir(parents=True)
-        (tmp_path / name / FILE).write_bytes(kept)
-        (tmp_path / name / "config.yaml").write_text(config)
-    none = changed(answer_reward=[float("nan")] * 16)
+def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path):
+    half = changed(run, tmp_path / "half")
+    (half / FILE).write_bytes((run / FILE).read_bytes()[:99])
+    none = changed(run, tmp_path, answer_reward=[float("nan")] * 16)
     rows = [  # a folder, arguments, what is named, and a word
         (run, ["--step", "9"], run, "completions_00009.parquet"),
         (run, ["--step", "4"], run, "completions_00004.parquet"),  # the rest of a batch
         (run, ["--sort", "emoji"], "emoji", "total, emoji_reward, length_reward, answer_reward"),
         (none, ["--worst", "answer_reward"], "answer_reward", "no completion"),
         (tmp_path / "nothing", [], tmp_path / "nothing", "log_completions"),
-        (tmp_path / "half", [], tmp_path / "half" / FILE, "not readable"),
-        (tmp_path / "no yaml", [], tmp_path / "no yaml", "damaged"),
+        (half, [], half / FILE, "not readable"),
     ]
     for folder, arguments, place, word in rows:
         with pytest.raises(UserError, match=f"^{place}: .*{word}"):

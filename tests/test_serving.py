@@ -13,17 +13,15 @@ from conftest import ROOT
 
 
 def test_transformers_serve_answers(policy):
-    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8").replace("outputs/demo", policy)
     serve = re.search(r"^    \.venv/bin/(transformers serve .*)$", text, re.MULTILINE)[1]
-    body = re.search(r"-d '(.*)'", text)[1].replace("outputs/demo", policy)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
+    body = re.search(r"-d '(.*)'", text)[1]
+    with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    words = serve.replace("outputs/demo", policy).replace("8000", str(port)).split()
-    words[0] = str(Path(sys.executable).with_name("transformers"))
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kind = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"http://localhost:{port}/v1/chat/completions", body.encode(), kind)
+    program, words = Path(sys.executable).with_name("transformers"), serve.replace("8000", str(port)).split()[1:]
+    request = urllib.request.Request(f"http://localhost:{port}/v1/chat/completions", body.encode())
+    request.add_header("Content-Type", "application/json")
+    server = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for attempt in range(60):
             try:
