@@ -10,8 +10,8 @@ python -m harness launch --num_processes 8 train_grpo.py     # a run in several 
 import sys
 from importlib import import_module
 
-from harness.errors import UserError
 from harness.end import exit_status, go_offline_without_network
+from harness.errors import UserError
 
 TOOLS = ("chat", "compare", "read", "merge", "launch")
 
