@@ -28,7 +28,7 @@ def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, 
     logs = []
     for step in range(5, steps + 1, 5):
         logs.append({"step": step, "reward": 7.0, **{f"rewards/{name}/mean": step for name in rewards}})
-        logs.append({"step": step, "eval_reward": 1.0})
+        logs.append({"step": step + 2, "eval_reward": 1.0})
     (path / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": logs}))
     with (path / "samples.jsonl").open("w") as file:
         for i, row in enumerate(zip(*(scores for _, scores in rewards.values()), strict=True)):
@@ -41,8 +41,9 @@ def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, 
 def rows(capsys, *runs: str) -> list[list[str]]:
     """The cells of each line that compare prints of its tables, heads and lines between them aside."""
     compare.main([*runs])
-    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    out = capsys.readouterr().out
+    assert "…" not in out  # nothing is cut off
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
 
 
 def test_differences_are_of_the_questions_that_both_runs_have(capsys):
@@ -64,13 +65,14 @@ def test_differences_are_of_the_questions_that_both_runs_have(capsys):
 
 def test_totals_only_of_the_same_weights_and_the_last_20_steps_where_there_are_as_many(capsys):
     rewards = {"think_format_reward": (2, FLAT), "soft_overlong": (1, FLAT)}
-    first, short = a_run("a", rewards), a_run("b", rewards, steps=10)
+    first, short, odd = a_run("a" * 70, rewards), a_run("b", rewards, steps=10), a_run("c", rewards, steps=38)
+    assert ["steps", "all 10", "the last 23 of 38"] in rows(capsys, short, odd)
     found = rows(capsys, first, short)
     assert ["steps", "the last 20 of 40", "all 10"] in found and ["think_format", "32.50", "7.50"] in found
     trained, level, difference = [cells[1:] for cells in found if cells[0] == compare.TOTAL]
     assert trained == ["7.00", "7.00"] and level == [str(interval([3 * score for score in FLAT])).lstrip("+")] * 2
-    assert len(difference) == 1 and difference[0].startswith("0.00 (")
-    heavier = rows(capsys, first, a_run("c", rewards | {"soft_overlong": (3, FLAT)}))
+    assert difference == [str(interval([0.0] * 16, [3 * score for score in FLAT]))]
+    heavier = rows(capsys, first, a_run("d", rewards | {"soft_overlong": (3, FLAT)}))
     assert ["rewards.soft_overlong.weight", "1", "3"] in heavier and compare.TOTAL not in [row[0] for row in heavier]
 
 
@@ -78,8 +80,7 @@ def test_what_a_run_has_lost_is_left_out(capsys):
     first, lost = (a_run(name, {"r": (1, FLAT)}) for name in "ab")
     (Path(lost) / "config.yaml").unlink()
     for runs in ([lost], [lost, first], [first, lost]):
-        found = rows(capsys, *runs)
-        assert ["r", *["32.50"] * len(runs)] in found and compare.TOTAL not in [cells[0] for cells in found]
+        assert ["r", *["32.50"] * len(runs)] in (found := rows(capsys, *runs)) and compare.TOTAL not in str(found)
     (Path(lost) / "samples.jsonl").write_text('{"question"')
     compare.main([first, lost])
     assert "note: b: has no samples.jsonl" in capsys.readouterr().out

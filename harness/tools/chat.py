@@ -51,8 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
     def answer(model, prompt: list[dict]) -> str:
         """Its answer, and the scores below it."""
         texts, ids = complete(model, tokenizer, [prompt], sampling, ends)
-        scores = score(rewards, [{"prompt": prompt}], texts, ids, state)
-        return "\n\n".join([*texts, *map(score_words, scores)])
+        text = texts[0]
+        if rewards:
+            scores = score(rewards, [{"prompt": prompt}], texts, ids, state)
+            text += f"\n\n{score_words(scores[0])}"
+        return text
 
     for question in questions():
         try:

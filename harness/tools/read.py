@@ -39,7 +39,7 @@ def records(rows: DataFrame) -> list[dict]:
 
 def most_different_groups(rows: DataFrame, by: str, count: int) -> list[DataFrame]:
     """Those in which the score differs most, in each the best completion first."""
-    groups = rows.groupby(["step", "group"], sort=False)
+    groups = rows.groupby(["step", "group"])
     spread = groups[by].max() - groups[by].min()
     largest = spread.dropna().nlargest(count)
     return [groups.get_group(group).sort_values(by, ascending=False) for group in largest.index]
