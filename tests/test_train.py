@@ -50,18 +50,11 @@ def test_the_wrapper_changes_nothing_and_leaves_the_trained_model(tiny, tmp_path
         processing_class=AutoTokenizer.from_pretrained(policy),
     )
     plain.train()
-    keys = [
-        "loss",
-        "reward",
-        "kl",
-        "grad_norm",
-        *(f"rewards/{name}_reward/mean" for name in ("emoji", "length", "answer")),
-    ]
-    # Rewards are logged where completions are sampled, which is every second step here.
-    ours = [[log.get(key, math.nan) for key in keys] for log in history(tmp_path / "run")]
-    sampled = [log for log in history(tmp_path / "run") if "reward" in log]
+    keys = "loss reward kl grad_norm rewards/emoji_reward/mean rewards/length_reward/mean rewards/answer_reward/mean"
+    ours = [[log.get(key, math.nan) for key in keys.split()] for log in history(tmp_path / "run")]
+    sampled = [log for log in history(tmp_path / "run") if "reward" in log]  # completions, for two steps each
     assert len(sampled) == 2 and all(log["reward_best_of_group"] > log["reward"] for log in sampled)
-    theirs = [[log.get(key, math.nan) for key in keys] for log in plain.state.log_history if "loss" in log]
+    theirs = [[log.get(key, math.nan) for key in keys.split()] for log in plain.state.log_history if "loss" in log]
     assert len(ours) == 4 and not any(map(math.isnan, ours[0]))
     for our_values, their_values in zip(ours, theirs, strict=True):  # apart from the padding that we leave out
         assert our_values == pytest.approx(their_values, rel=1e-5, abs=1e-7, nan_ok=True)

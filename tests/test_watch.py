@@ -34,7 +34,6 @@ def warnings(logs: list[dict], questions: int = 40, resumed: int = 0) -> dict[st
 
 
 BEGAN = {"reward": 4.0, "reward_std": 0.5, "kl": 0.0, "entropy": 1.0, "completions/clipped_ratio": 0.0}
-BEGAN["frac_reward_zero_std"] = 0.0
 for name in ("emoji", "length", "answer"):
     BEGAN |= {f"rewards/{name}/mean": 0.8, f"rewards/{name}/std": 0.4, f"rewards/{name}/flat_groups": 0.1}
 CUT, TOTAL, ANSWER, KL = {"completions/clipped_ratio": 0.8}, {"reward": 3.5}, {"rewards/answer/mean": 0.5}, {"kl": 2.1}
