@@ -81,7 +81,7 @@ IN_A_FILE = {
     "lora: null\n---\ntraining: {seed: 1}\n": ("2: ", "document"),
     "training:\n  ? [a, b]\n  : 1\n": ("2: ", "key"),
     "training:\n<<<<<<< HEAD\n  seed: 1\n=======\n": ("2: ", "git"),
-    "# \u2028training: [\n": ("3: ", "not YAML"),  # YAML takes it for the end of a line
+    "# \u2028\u2028\u2028training: [\n": ("5: ", "not YAML"),  # YAML takes it for the end of a line
     "prompts: &t\n  rename: *t\n": (" ", "recursion"),
     "training:\n  seed: !!int x\n": (" ", "int"),
     "- a\n": (" ", "mapping"),

@@ -53,8 +53,8 @@ def test_each_recipe_takes_the_articles_step_and_lora_learns(monkeypatch):
 def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     overlay = tmp_path / "mine.yaml"
-    text = "rewards:\n  emoji_reward: {weight: 2}\n  answer_reward: null\ntraining: {learning_rate: 2e-6}\n"
-    overlay.write_text(f"{text}prompts:\n  system: |\n    \u3000日本語で。\n    Answer：短く\n")
+    text = "rewards: {emoji_reward: {weight: 2}, answer_reward: null}\ntraining: {learning_rate: 2e-6, "
+    overlay.write_text(f"{text}run_name: 2026-12-01}}\nprompts:\n  system: |\n    \u3000日本語で。\n    Answer：短く\n")
     more = ["--training.seed", "7", "--rewards.length_reward.alpha=0.3", "--training.output_dir", "~/runs/a"]
     settings = read_settings(["--config", str(overlay), *more])
     assert settings.rewards == {
@@ -62,7 +62,7 @@ def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path,
         "length_reward": {"weight": 1, "target_length": 30, "alpha": 0.3},
     }
     assert settings.training["learning_rate"] == 2e-6 and settings.training["seed"] == 7
-    assert settings.training["output_dir"] == "/home/me/runs/a"
+    assert settings.training["output_dir"] == "/home/me/runs/a" and settings.training["run_name"] == "2026-12-01"
     assert settings.prompts.system == "\u3000日本語で。\nAnswer：短く\n"
 
 
