@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -41,7 +40,7 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
     return args, lora
 
 
-def key_about(settings: Settings, call: Callable[[Settings], Any]) -> str:
+def key_about(settings: Settings, call: Callable) -> str:
     """The key of training or lora that an error of `call(settings)` is about.
 
     It is the latest without which there is none, of a mapping the one inside; `training` where there is no such key.
@@ -58,7 +57,7 @@ def key_about(settings: Settings, call: Callable[[Settings], Any]) -> str:
     return "training"
 
 
-def _each_left_out(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _each_left_out(values: dict) -> Iterator[tuple[str, dict]]:
     """(dotted key, the values without it) of each key, those of mappings in it before it."""
     for key, value in values.items():
         others = {name: other for name, other in values.items() if name != key}

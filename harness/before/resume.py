@@ -39,8 +39,7 @@ def decide(settings: Settings, folder: RunFolder) -> bool | str:
     done = folder.status().get("status") == "done"
     if resume == "auto":
         if settings.training.get("save_only_model"):
-            problem = "its checkpoints cannot be gone on with, so that --resume auto would start anew each time"
-            raise settings.error("training.save_only_model", problem)
+            raise settings.error("training.save_only_model", "with it --resume auto would start anew each time")
         if not folder.checkpoints() and not done:
             return False
     if not folder.settings_file.exists():
@@ -68,7 +67,7 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
         raise UserError(f"--resume: number of processes {change}; go on with {command}")
     if rewards != source():
         changes = difference(rewards, source())
-        raise UserError(f"--resume: rewards.py is not the run's, {folder.rewards_file}: {changes}")
+        raise UserError(f"--resume: rewards.py is not the run's: {changes}; that one is {folder.rewards_file}")
     if plan.data.sha256() != digest:
         raise UserError(f"--resume: the data are not the run's ({rows:,} rows then, {len(plan.data.train):,} now)")
 
@@ -99,10 +98,10 @@ def _check_same_settings(settings: Settings, folder: RunFolder) -> None:
     if not differ:
         return
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
+    problem = f"--resume: other settings than the run's: {changes}"
     if LENGTH.issuperset(differ):
-        remedy = "a run keeps its length; when it is done, it prints the command that goes on from its model"
-        raise UserError(f"--resume: {changes}: {remedy}")
-    raise UserError(f"--resume: other settings than the run's: {changes}")
+        problem += "; a run keeps its length: when it is done, it prints the command that goes on from its model"
+    raise UserError(problem)
 
 
 def _note_other_rewards(files: list[Path]) -> None:

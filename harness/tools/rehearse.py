@@ -37,8 +37,9 @@ def rehearse(plan: Plan) -> None:
     Raises UserError where memory is too little, and where there can be no rehearsal.
     """
     if plan.args.deepspeed_plugin:
-        problem = "DeepSpeed trains once in a process, a rehearsal does twice"
-        raise UserError(f"--rehearse: {problem}; use recipes/launch/fsdp2.yaml, which needs about as much memory")
+        raise UserError(
+            "--rehearse: DeepSpeed trains once in a process, a rehearsal twice; try recipes/launch/fsdp2.yaml"
+        )
     folder = RunFolder(tempfile.mkdtemp())
     vars(plan.args).update(
         output_dir=str(folder),
