@@ -72,23 +72,6 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
-def interval_between(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """How much larger the mean of `second` is, whose questions are other ones: by Welch's t (Biometrika 34, 1947)."""
-    samples = [np.asarray(values, dtype=float) for values in (first, second)]
-    mean = samples[1].mean() - samples[0].mean()
-    fewest, span = min(map(len, samples)), np.ptp([0, *first, *second])
-    if fewest < FEWEST:
-        return Interval(float(mean), -np.inf, np.inf)
-    if any(map(np.ptp, samples)):
-        variances = [values.var(ddof=1) / len(values) for values in samples]
-        freedoms = [variance**2 / (len(values) - 1) for variance, values in zip(variances, samples, strict=True)]
-        half = _t(sum(variances) ** 2 / sum(freedoms)) * sum(variances) ** 0.5
-    else:
-        half = min(3 / fewest * span, abs(mean) / 2 or np.inf)
-    low, high = np.clip((mean - half, mean + half), -span, span)
-    return Interval(*(float(each.round(12)) for each in (mean, low, high)))
-
-
 def _t(freedom: float) -> float:
     """The 97.5% quantile of Student's t, within 0.001 from 7 degrees of freedom on (Abramowitz and Stegun, 26.7.5)."""
     return 1.959964 + 2.3722713 / freedom + 2.8224987 / freedom**2 + 2.5558498 / freedom**3
