@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig
 
 import train_grpo
-from harness.before.check import training_arguments
+from harness.before.arguments import training_arguments
 from harness.before.footprint import footprint, kept
 from harness.before.plan import Plan, doubts
 from harness.before.policy import Policy, load_policy, precision

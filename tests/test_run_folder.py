@@ -9,59 +9,45 @@ from harness.errors import UserError
 from harness.run_folder import RunFolder
 
 
-def test_samples_are_read_back_whatever_the_texts_hold(tmp_path):
+def test_what_is_written_is_read_back_whatever_it_holds(tmp_path):
     folder = RunFolder(tmp_path)
     samples = [{"question": text, "before": None} for text in ("a\u2028b\x85c", '"\n\r', "富士山🗻", "")]
     folder.write_samples(samples)
     assert folder.samples() == samples
     folder.samples_file.write_bytes(folder.samples_file.read_bytes()[:-3])  # half a file
     assert folder.samples() is None and RunFolder(tmp_path / "none").samples() is None
+    for text in ("[]", "3", "{", ""):
+        folder.status_file.write_text(text)
+        assert folder.status() == {}
+    folder.write_status("running", step=3)  # killed: it says when it was last alive
+    alive = datetime.datetime.fromisoformat(folder.status()["time"])
+    assert folder.status()["step"] == 3 and abs((datetime.datetime.now(datetime.UTC) - alive).total_seconds()) < 60
 
 
 def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):
     folder = RunFolder(tmp_path)
-    rows = [(None, "no run .no config.yaml.; name an"), ("", "damaged"), ("a: [", "damaged"), ("rewards: 3", "damaged")]
-    for text, words in rows:
+    for text, word in ((None, "config.yaml"), ("", "damaged"), ("a: [", "damaged"), ("rewards: 3", "damaged")):
         if text is not None:
             folder.settings_file.write_text(text)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=word):
             folder.settings()
     folder.settings_file.write_text("rewards: {a: {weight: 1}, owner/judge: {weight: 0.5}}")
     assert folder.weights() == {"a": 1, "judge": 0.5} and folder.titles() == {}
 
 
-def test_a_status_that_is_none(tmp_path):
-    for text in ("[]", "3", "{", ""):
-        RunFolder(tmp_path).status_file.write_text(text)
-        assert RunFolder(tmp_path).status() == {}
-
-
-def test_checkpoints_come_in_the_order_of_their_steps(tmp_path):
-    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-9-mine", "_set-aside-1-checkpoint-11"):
-        (tmp_path / name).mkdir()
-    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint-9", "checkpoint-10"]
-
-
-def test_a_run_that_was_killed_says_when_it_was_last_alive(tmp_path):
-    RunFolder(tmp_path).write_status("running", step=3)
-    status = RunFolder(tmp_path).status()
-    alive = datetime.datetime.fromisoformat(status["time"])
-    assert status["step"] == 3 and abs((datetime.datetime.now(datetime.UTC) - alive).total_seconds()) < 60
-
-
 def test_the_newest_state_of_a_run_is_read_wherever_it_is(tmp_path):
-    def written(folder: str, step: int) -> None:
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-9-mine", "_set-aside-1-checkpoint-11"):
+        (tmp_path / name).mkdir()  # without a state
+    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint-9", "checkpoint-10"]
+    rows = [("checkpoint-4", 4), (".", 6), ("checkpoint-8", 8), (".", 12)]  # stopped, at its end, extended, at its end
+    for folder, step in rows:
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "trainer_state.json").write_text(
-            json.dumps({"global_step": step, "log_history": [{"reward": 1.0}]})
-        )
-
-    (tmp_path / "checkpoint-9").mkdir()  # one without a state
-    for folder, step in (("checkpoint-4", 4), (".", 6), ("checkpoint-8", 8)):  # stopped, at its end, extended
-        written(folder, step)
+        state = {"global_step": step, "log_history": [{"reward": 1.0}]}
+        (tmp_path / folder / "trainer_state.json").write_text(json.dumps(state))
         assert RunFolder(tmp_path).state()["global_step"] == step
-    written(".", 12)
-    assert RunFolder(tmp_path).state()["global_step"] == 12
+    (tmp_path / "trainer_state.json").write_text("{")
+    with pytest.raises(UserError, match="trainer_state.json: damaged"):
+        RunFolder(tmp_path).state()
 
 
 def test_a_run_in_the_folder_of_an_earlier_one_has_no_verdict_yet(tmp_path):
