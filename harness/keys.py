@@ -254,10 +254,9 @@ def _read(value: Any, as_text: bool) -> Any:
 
 def _validated(adapter: TypeAdapter, value: Any) -> Any:
     """What pydantic makes of a value, as JSON has it."""
-    if isinstance(value, int | list):  # strictly: true is no 1, and 1 is not true
+    valid = adapter.validate_python({"": value})
+    if isinstance(value, int | list):  # and strictly: true is no 1, and 1 is not true
         valid = adapter.validate_json(json.dumps({"": value}, default=str), strict=True)
-    else:
-        valid = adapter.validate_python({"": value})
     return adapter.dump_python(valid, mode="json")[""]
 
 
