@@ -87,11 +87,10 @@ class Settings:
         Of several keys, whose values do not go together, the one is named that was set last, as the others were there
         before it; of those of one file, or of the command line, the first.
         """
-        key = keys if isinstance(keys, str) else self.latest(*keys)
+        key = keys if isinstance(keys, str) else self._latest(*keys)
         return _error(self.places, key, problem)
 
-    def latest(self, *keys: str) -> str:
-        """The key that `error` names; only for what has to know it beforehand."""
+    def _latest(self, *keys: str) -> str:
         files = [place.rpartition(":")[0] for place in self.places.values()]
         ranks = {key: files.index(file) for key, file in zip(self.places, files, strict=True)}
         return max(keys, key=lambda key: ranks.get(key, -1))

@@ -99,7 +99,7 @@ def test_a_mistake_of_main_in_a_cell_is_one_line(kernel):
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": str(ROOT)}}).execute()
     *said, end = notebook.cells[0].outputs
-    expected = "error: training.learnin_rate: unknown, did you mean training.learning_rate?; fix or remove it"
+    expected = "error: training.learnin_rate: unknown, did you mean learning_rate?"
     assert end.traceback == [expected]
     assert [output for output in said if "TqdmWarning" not in output.text] == []  # that ipywidgets is not installed
 
