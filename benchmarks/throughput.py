@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,12 +53,20 @@ def build_model(shape: str, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def rehearsed(row: list[str], folder: str, cap_gb: float | None) -> dict:
-    """The figures of one rehearsal, in a process of its own; raises RuntimeError with its last line."""
+# What --rehearse prints.
+MEMORY = re.compile(r"memory: ([\d.]+) GB measured, ([\d.]+) GB calculated")
+SECONDS = re.compile(r"a step ([\d.]+) s, (\d+)% of it sampling; with answers as they are now ([\d.]+) s")
+
+
+def rehearsed(row: list[str], folder: str, cap_gb: float | None) -> list[float]:
+    """(GB measured and calculated; seconds of a worst step, % of it sampling, of a typical one) of one rehearsal.
+
+    In a process of its own; raises RuntimeError with its last line.
+    """
     import torch
 
     here = ["--model.pretrained_model_name_or_path", f"{folder}/model", "--dataset.path", "demo/questions.jsonl"]
-    here += ["--training.output_dir", f"{folder}/run", "--rehearse", "--keep"]
+    here += ["--training.output_dir", f"{folder}/run", "--rehearse"]
     if not torch.cuda.is_available():
         here += ["--training.use_cpu", "true", "--training.bf16", "false", "--training.fp16", "false"]
         here += ["--model.dtype", "float32"]
@@ -68,7 +77,7 @@ def rehearsed(row: list[str], folder: str, cap_gb: float | None) -> dict:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["killed"])[-1])
-    return json.loads(Path(f"{folder}/run-rehearsal.json").read_text(encoding="utf-8"))
+    return [float(figure) for line in (MEMORY, SECONDS) for figure in line.search(done.stdout).groups()]
 
 
 def main() -> None:
@@ -88,14 +97,14 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for row in options.rows or ROWS:
             try:
-                run = rehearsed(ROWS[row], folder, options.cap_gb)
+                peak, calculated, worst, share, typical = rehearsed(ROWS[row], folder, options.cap_gb)
             except RuntimeError as error:
-                failed = print(f"| {row} | {error} | | | | | |", flush=True) or True
+                print(f"| {row} | {error} | | | | | |", flush=True)
+                failed = True
                 continue
-            steps = [f"{run[key]:.2f}" for key in ("typical_step_s", "worst_step_s", "worst_sampling_s")]
-            memory = [f"{run[key] / 1e9:.1f}" for key in ("peak_bytes", "calculated_bytes")]
-            hours = [f"{1250 * run[key] / 3600:.2f}" for key in ("typical_step_s", "worst_step_s")]
-            print(f"| {row} | {' | '.join(steps + memory)} | {' – '.join(hours)} |", flush=True)
+            seconds = f"{typical:.2f} | {worst:.2f} | {worst * share / 100:.2f}"
+            hours = f"{1250 * typical / 3600:.2f} – {1250 * worst / 3600:.2f}"
+            print(f"| {row} | {seconds} | {peak:.1f} | {calculated:.1f} | {hours} |", flush=True)
     sys.exit("not every row ran" if failed else None)
 
 
