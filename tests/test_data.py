@@ -1,87 +1,96 @@
 """The data step: rows of any source become chat prompts, and nothing is lost silently."""
 
-import csv
 import json
-from types import SimpleNamespace
+import re
 
 import pytest
+from conftest import ROOT
 from transformers import AutoTokenizer
 
-from harness.before.data import load_data, token_counts
+from harness.before.data import load_data
 from harness.errors import UserError
-from harness.keys import Prompts, Samples
-from harness.settings import Settings
+from harness.settings import read_settings
 
 
-def load_prompts(source, prompts, tokenizer, held_out=0):
-    settings = Settings({}, source, prompts, {}, {}, None, Samples([], held_out), places={})
-    data = load_data(settings, tokenizer)
-    return data.train, data.counts["too long (dropped)"]
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer(policy):
     return AutoTokenizer.from_pretrained(policy)
 
 
 @pytest.fixture
-def source(tmp_path, rows):
-    """Ten short questions and two long ones, in the columns of auto-wiki-qa."""
+def load(tmp_path, rows, tokenizer):
+    """Of ten short questions, with more in their columns, and two long ones."""
     path = tmp_path / "rows.jsonl"
     long = [{**row, "query": row["query"] * 200} for row in rows[10:12]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:10] + long))
-    return {"path": "json", "data_files": str(path), "split": "train"}
+    settings = ["--config", str(ROOT / "demo/config.yaml"), "--dataset.path", str(path), "--samples.held_out", "0"]
+    most = ["--prompts.max_length", "9999"]
+    return lambda *arguments: load_data(read_settings([*settings, *most, *map(str, arguments)]), tokenizer)
 
 
-def test_questions_become_messages_and_every_other_column_stays(source, tokenizer, rows):
-    system, _ = load_prompts(source, Prompts("query", system="日本語で答える"), tokenizer)
-    assert system["prompt"][3][0] == {"role": "system", "content": "日本語で答える"}
-    dataset, _ = load_prompts(source, Prompts("query"), tokenizer)
-    assert dataset["prompt"][0] == [{"role": "user", "content": rows[0]["query"]}]
-    assert set(dataset.column_names) == {*rows[0], "prompt"}
-    assert dataset["answer"] == [row["answer"] for row in rows[:12]]
-
-
-def test_prompts_are_counted_as_upstream_counts_them(tokenizer, rows):
+def test_prompts_are_counted_as_upstream_counts_them_with_the_runs_template(load, tmp_path, tokenizer, rows):
     texts = [row["query"] for row in rows] + ["<|im_end|>", " e\u0301 👩‍👩‍👧\r\n\n ", "ｶﾞ x" * 500]
-    asked = [[{"role": role, "content": text}] for text in texts for role in ("user", "system")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"query": text}) + "\n" for text in texts))
+    asked = [[{"role": "user", "content": text}] for text in texts]
     expected = [len(ids) for ids in tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]]
     tokenizer.backend_tokenizer.enable_truncation(5)  # as a tokenizer.json may have it, which upstream undoes
     tokenizer.backend_tokenizer.enable_padding()
-    slow = SimpleNamespace(apply_chat_template=tokenizer.apply_chat_template)
-    assert token_counts(asked, tokenizer, {}) == token_counts(asked, slow, {}) == expected
+    assert load().lengths.tolist() == expected
+    tokenizer.chat_template += "{% if think %}{{ 'think ' * think }}{% endif %}"
+    thinking = ["--training.chat_template_kwargs", "{think: 3, add_generation_prompt: true}"]
+    assert (load(*thinking).lengths > expected).all()
 
 
-def test_long_prompts_are_dropped_and_counted(source, tokenizer):
-    dataset, dropped = load_prompts(source, Prompts("query", max_length=100), tokenizer)
-    assert (len(dataset), dropped) == (10, 2)
-    # The limit is inclusive, and counts the template and the generation prompt.
-    tokens = tokenizer.apply_chat_template(list(dataset["prompt"]), add_generation_prompt=True)["input_ids"]
-    longest = max(len(ids) for ids in tokens)
-    assert len(load_prompts(source, Prompts("query", max_length=longest), tokenizer)[0]) == 10
-    with pytest.raises(UserError, match="no prompt is left; the shortest of 12 has 11 tokens"):
-        load_prompts(source, Prompts("query", max_length=longest - 1), tokenizer)
+def test_long_prompts_are_dropped_and_counted(load):
+    data = load("--prompts.max_length", 100)
+    assert (len(data.train), data.counts["too long (dropped)"]) == (10, 2)
+    longest = data.lengths.max()  # the limit is inclusive
+    assert len(load("--prompts.max_length", longest).train) == 10
+    with pytest.raises(UserError, match=f"prompts.max_length: .* {data.lengths.min()} tokens"):
+        load("--prompts.max_length", data.lengths.min() - 1)
 
 
-def test_limit_reads_the_first_rows_which_streaming_has_to_have(source, tokenizer, rows):
-    for streaming in (False, True):
-        dataset, _ = load_prompts({**source, "streaming": streaming}, Prompts("query", limit=3), tokenizer)
-        assert dataset["query"] == [row["query"] for row in rows[:3]], streaming
+def test_limit_reads_the_first_rows_which_streaming_has_to_have(load, rows):
+    for streaming in ("false", "true"):
+        dataset = load("--dataset.streaming", streaming, "--prompts.limit", 3, "--prompts.system", "短く").train
+        assert set(dataset.column_names) == {*rows[0], "prompt"}
+        asked = [[{"role": "system", "content": "短く"}, {"role": "user", "content": row["query"]}] for row in rows[:3]]
+        assert dataset["prompt"][:] == asked, streaming
     with pytest.raises(UserError, match="prompts.limit"):
-        load_prompts({**source, "streaming": True}, Prompts("query"), tokenizer)
+        load("--dataset.streaming", "true")
 
 
-def test_csv_and_parquet(tmp_path, tokenizer, rows):
-    from datasets import Dataset
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+ALTERNATE = "{% if messages | length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+ASKED = "{% for m in messages %}{{ m.content }}{% endfor %}"
+TEMPLATES = [  # the policy's template, what is laid over the demo's settings, key and words of the message
+    (NO_SYSTEM + ASKED, ["--prompts.system", "短く"], "prompts.system: row 0, .*System role not supported"),
+    (NEEDS_SYSTEM + ASKED, [], "row 0, .*no system turn"),
+    (ALTERNATE + ASKED, ["--prompts.column", "turns"], "prompts.column: row 3, .*'user', 'user'.*roles must alternate"),
+    ({"a": ASKED, "b": ASKED}, [], "row 0, .*chat template"),
+    (NO_SYSTEM + ASKED, [], None),
+]
 
-    with (tmp_path / "rows.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=["query", "answer"], extrasaction="ignore", delimiter=";")
-        writer.writeheader()
-        writer.writerows(rows[:5])
-    Dataset.from_list(rows[:5]).to_parquet(tmp_path / "rows.parquet")
-    for source in (
-        {"path": "csv", "data_files": str(tmp_path / "rows.csv"), "delimiter": ";"},
-        {"path": "parquet", "data_files": str(tmp_path / "rows.parquet")},
-    ):
-        dataset, _ = load_prompts({**source, "split": "train"}, Prompts("query"), tokenizer)
-        assert dataset["answer"] == [row["answer"] for row in rows[:5]]
+
+def test_what_a_chat_template_refuses_is_named(load, tmp_path, tokenizer):
+    turn = {"role": "user", "content": "?"}
+    lines = [{"query": str(i), "turns": [turn] * (1 + (i == 3))} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wrong = []
+    for template, arguments, expected in TEMPLATES:
+        tokenizer.chat_template, said = template, None
+        try:
+            load(*arguments)
+        except UserError as error:
+            said = str(error)
+        if (said is None) != (expected is None) or (expected and not re.search(expected, said)):
+            wrong.append((arguments, said))
+    assert wrong == []
+
+
+def test_names_that_are_taken_and_empty_columns_are_said(load, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"query": "q", "completion": 1, "nothing": null}\n')
+    assert set(load().train.column_names) == {"query", "nothing", "prompt"}
+    out = capsys.readouterr().out
+    assert "note: the column completion is left out" in out and "note: the column nothing is empty" in out
