@@ -24,7 +24,7 @@ from harness.end import exit_status, go_offline_without_network
 def main(arguments: list[str] | None = None) -> None:
     from harness.settings import read_settings
 
-    settings = read_settings(arguments, description=__doc__)
+    settings = read_settings(arguments, description=__doc__.rpartition("\n\n")[0])
     if settings.training.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is to look at a GPU, which would start CUDA there
 

@@ -139,7 +139,7 @@ def test_more_steps_are_a_new_run_with_the_command_that_a_run_prints(tiny, tmp_p
     train_grpo.main(tiny)
     goes_on = capsys.readouterr().out.split("go on: ")[1].splitlines()[0]
     message = refused([*tiny, "--resume", "--training.max_steps", "4"])
-    assert "training.max_steps 2 -> 4: a run keeps its length" in message
+    assert "training.max_steps 2 -> 4; a run keeps its length" in message
     train_grpo.main(goes_on.split("train_grpo.py ")[1].split())
     assert weights(tmp_path / "run-more") != weights(tmp_path / "run")
 

@@ -1,5 +1,6 @@
 """Arguments: the sections training and lora become upstream's GRPOConfig and LoraConfig, which check them."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | Non
     try:
         return _arguments(settings)
     except Exception as error:  # ValueError, TypeError, ImportError: all about the values
-        raise settings.error(key_about(settings, _arguments), one_line(error)) from error
+        raise settings.error(key_about(settings, _arguments, str(error)), one_line(error)) from error
 
 
 def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
@@ -40,17 +41,20 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
     return args, lora
 
 
-def key_about(settings: Settings, call: Callable) -> str:
+def key_about(settings: Settings, call: Callable, message: str = "") -> str:
     """The key of training or lora that an error of `call(settings)` is about.
 
-    It is the latest without which there is none, of a mapping the one inside; `training` where there is no such key.
+    It is the latest that the message names, or without which there is none, of a mapping the one inside; `training`
+    where there is no such key.
     """
     without = dict(_each_left_out({"training": settings.training, "lora": settings.lora}))
     for place in reversed(settings.places):
-        for key in [key for key in without if f"{key}.".startswith(f"{place}.")]:
+        inside = [key for key in without if f"{key}.".startswith(f"{place}.")]
+        for key in inside if place != "training" else ():  # the section itself is in every file
             sections = {"lora": None} | without.pop(key)
             try:
-                call(replace(settings, **sections))
+                if key.partition(".")[2] not in re.findall(r"\w+", message):
+                    call(replace(settings, **sections))
             except Exception:  # there is one to report already
                 continue
             return key

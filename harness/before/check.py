@@ -68,8 +68,8 @@ def check_generation(plan: Plan) -> None:
     in_bfloat16 = plan.policy.precision == torch.bfloat16
     if training.get(continuous) and in_bfloat16 and (plan.lora or plan.policy.dtype != torch.bfloat16):
         keys = (f"training.{continuous}", "training.bf16", "model.dtype", "lora")
-        problem = f"with {continuous} and bf16 upstream casts what is trained from float32 to bfloat16 for good"
-        raise settings.error(keys, f"{problem}; use it with model.dtype: bfloat16 and without LoRA")
+        problem = "continuous batching with bf16 casts what is trained to bfloat16 for good: no LoRA, dtype: bfloat16"
+        raise settings.error(keys, problem)
     for name, value in (training.get("generation_kwargs") or {}).items():
         key = f"training.generation_kwargs.{name}"
         if name == "do_sample" and value is False:
@@ -145,8 +145,9 @@ def check_evaluation(plan: Plan) -> None:
         raise settings.error("training.save_strategy", problem)
     metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
     if metric and metric.removeprefix("eval_") not in metrics:
-        problem = f"{metric} is no metric of this run's rewards: {', '.join(metrics)}"
-        raise settings.error("training.metric_for_best_model", problem)
+        keys = ["training.metric_for_best_model", *(f"rewards.{part}" for part in metric.split("/"))]
+        problem = f"metric_for_best_model {metric} is no metric of this run's rewards: {', '.join(metrics)}"
+        raise settings.error(keys, problem)
 
 
 def check_reward(reward: Reward, plan: Plan) -> None:

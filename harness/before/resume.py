@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from harness.before.plan import Plan
-from harness.errors import UserError, in_short
+from harness.errors import UserError
 from harness.rewards_file import source
 from harness.run_folder import RunFolder, difference, flat
 from harness.settings import Settings, versions
@@ -60,7 +60,7 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
         processes = run["processes"]
         rewards = folder.rewards_file.read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: its run.json or rewards.py is missing or damaged ({in_short(error)})") from error
+        raise UserError(f"{folder}: its run.json or rewards.py is missing or damaged: {error!r}") from error
     if processes != plan.args.world_size:
         change = f"{processes} -> {plan.args.world_size}"
         command = f"python -m harness launch --num_processes {processes} train_grpo.py"

@@ -37,9 +37,7 @@ def rehearse(plan: Plan) -> None:
     Raises UserError where memory is too little, and where there can be no rehearsal.
     """
     if plan.args.deepspeed_plugin:
-        raise UserError(
-            "--rehearse: DeepSpeed trains once in a process, a rehearsal twice; try recipes/launch/fsdp2.yaml"
-        )
+        raise UserError("--rehearse: DeepSpeed trains once in a process, a rehearsal twice; use fsdp2.yaml of recipes")
     folder = RunFolder(tempfile.mkdtemp())
     vars(plan.args).update(
         output_dir=str(folder),
