@@ -23,9 +23,9 @@ def load(tmp_path, rows, tokenizer):
     path = tmp_path / "rows.jsonl"
     long = [{**row, "query": row["query"] * 200} for row in rows[10:12]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:10] + long))
-    settings = ["--config", str(ROOT / "demo/config.yaml"), "--dataset.path", str(path), "--samples.held_out", "0"]
-    most = ["--prompts.max_length", "9999"]
-    return lambda *arguments: load_data(read_settings([*settings, *most, *map(str, arguments)]), tokenizer)
+    demo = ["--config", ROOT / "demo/config.yaml", "--dataset.path", path]
+    demo += ["--samples.held_out", 0, "--prompts.max_length", 9999]
+    return lambda *arguments: load_data(read_settings([*map(str, [*demo, *arguments])]), tokenizer)
 
 
 def test_prompts_are_counted_as_upstream_counts_them_with_the_runs_template(load, tmp_path, tokenizer, rows):
@@ -44,8 +44,7 @@ def test_prompts_are_counted_as_upstream_counts_them_with_the_runs_template(load
 def test_long_prompts_are_dropped_and_counted(load):
     data = load("--prompts.max_length", 100)
     assert (len(data.train), data.counts["too long (dropped)"]) == (10, 2)
-    longest = data.lengths.max()  # the limit is inclusive
-    assert len(load("--prompts.max_length", longest).train) == 10
+    assert len(load("--prompts.max_length", data.lengths.max()).train) == 10  # it is inclusive
     with pytest.raises(UserError, match=f"prompts.max_length: .* {data.lengths.min()} tokens"):
         load("--prompts.max_length", data.lengths.min() - 1)
 
