@@ -73,7 +73,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
     trained = [row for row, fate in enumerate(fates) if fate in trained_on]
     if not trained:
         shortest = lengths[lengths > 0].min()
-        raise settings.error("prompts.max_length", f"no prompt is left; the shortest has {shortest} tokens")
+        raise settings.error("prompts.max_length", f"no prompt is left; the shortest has {shortest} tokens; raise it")
     of = Counter(fates)
     counts = {
         "read": len(rows),
