@@ -52,7 +52,7 @@ def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path,
         assert re.search(words, said), (words, said)
     usual, worst = clocks
     assert 0 < sum(worst.sampling) < sum(worst.seconds) and min(worst.memory) > 0
-    assert [log["completions/mean_length"] for log in worst.logs[:-1]] == [48] * len(worst.seconds)
+    assert {log["completions/mean_length"] for log in worst.logs if "completions/mean_length" in log} == {48}
     train_grpo.main([*long, "--training.logging_strategy", "steps"])
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "before/model.safetensors").read_bytes()
     first = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"][0]
