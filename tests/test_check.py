@@ -38,8 +38,8 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--model.quantization_config {load_in_4bit:\u00a0true}", "model.quantization_config: ", "LoRA"),
     ("--lora.target_modules [q_prj]", "lora: ", "q_prj"),
     ("--lora.init_lora_weights loftq --lora.r 4", "lora.init_lora_weights: ", "scipy"),
-    ("--dataset.path my/data --dataset.data_files null", "dataset.", "/my/data"),
-    ("--dataset.path ./data --dataset.data_files null", "dataset.", f"{ROOT}/data"),
+    ("--dataset.path my/data --dataset.data_files null", "dataset.", "my/data"),
+    ("--dataset.path ./data --dataset.data_files null", "dataset.", "data"),
     ("--dataset.data_files no.json", "dataset.data_files: ", f"{ROOT}/no.json"),
     ("--dataset.data_files LICENSE", "dataset.data_files: ", "LICENSE:2: not JSON"),
     ("--dataset.split trian", "dataset.split: ", "train"),
@@ -145,7 +145,7 @@ def test_each_reward_is_called_once_and_no_trace_is_left(tiny, tmp_path, monkeyp
 
 @pytest.mark.miniature
 def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
-    for value, word in (({"a": 1}, "returned the dict"), ([1.0], "returned 1 values"), (None, "NoneType")):
+    for value, word in (({"a": 1}, "{'a': 1}"), ([1.0], "[1.0]"), (None, "None")):
         monkeypatch.setattr(rewards, "emoji_reward", lambda completions, max_emoji, value=value: value)
         message = refused(demo)
         assert message.startswith("rewards.emoji_reward: ") and word in message

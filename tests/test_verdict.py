@@ -201,4 +201,4 @@ def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):
     best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
     for metric in ("rewards/emojireward/mean", "loss"):  # upstream takes the loss where none is named
         message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
-        assert f"training.metric_for_best_model: '{metric}'" in message and "while_canaries_hold" in message
+        assert "training.metric_for_best_model: " in message and metric in message and "canaries_hold" in message

@@ -48,9 +48,10 @@ def key_about(settings: Settings, call: Callable, message: str = "") -> str:
     where there is no such key.
     """
     without = dict(_each_left_out({"training": settings.training, "lora": settings.lora}))
-    for place in reversed(settings.places):
+    places = [place for place in reversed(settings.places) if "." in place]  # a section itself is in every file
+    for place in [*places, "lora"]:
         inside = [key for key in without if f"{key}.".startswith(f"{place}.")]
-        for key in inside if place != "training" else ():  # the section itself is in every file
+        for key in inside:
             sections = {"lora": None} | without.pop(key)
             try:
                 if key.partition(".")[2] not in re.findall(r"\w+", message):

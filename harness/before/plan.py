@@ -125,7 +125,7 @@ def _biased_sampling(plan: Plan) -> list[str]:
     if plan.lora and plan.settings.model.get("quantization_config"):
         found.append("vLLM gets LoRA merged into 4-bit weights, and rounded again: a slightly other policy")
     elif plan.lora and plan.policy.dtype != torch.float32:
-        found.append(f"vLLM gets LoRA merged in {_name(plan.policy.dtype)}, which rounds small changes away")
+        found.append(f"vLLM gets LoRA merged in {_dtype_name(plan.policy.dtype)}, which rounds small changes away")
     return found
 
 
@@ -148,7 +148,7 @@ def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
         if column != "prompt":
             columns.append(f"{column} {one_line(repr(value), most=40)} ({type(value).__name__})")  # as a reward gets it
     return [
-        ("model", f"{model}: {plan.parameters:,} parameters, {trained}, {_name(policy.dtype)}"),
+        ("model", f"{model}: {plan.parameters:,} parameters, {trained}, {_dtype_name(policy.dtype)}"),
         ("attention", attention),
         ("prompts", plan.data.in_words()),
         ("first prompt", prompt_text(row["prompt"], policy.tokenizer, plan.args.chat_template_kwargs or {})),
@@ -219,5 +219,5 @@ def _which_gpus(needed: float) -> str:
     return f"warning: the GPU has only {has / GB:.0f} GB; {remedy}"
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
