@@ -24,8 +24,7 @@ def warnings(run: RunFolder) -> list[str]:
     completions = training["per_device_train_batch_size"] * run.run().get("processes", 1)
     plan = SimpleNamespace(
         rewards=[Reward(name, weight, {}, None) for name, weight in weights.items()],
-        args=SimpleNamespace(num_generations=generations, num_iterations=training.get("num_iterations", 1)),
-        completions_a_step=completions * accumulated,
+        questions_a_step=completions * accumulated / generations / training.get("num_iterations", 1),
         prompts_a_batch=completions * (training.get("steps_per_generation") or accumulated) // generations,
     )
     watch = Watch(plan, torch.nn.Linear(1, 1))

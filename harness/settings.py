@@ -74,7 +74,8 @@ class Settings:
 
     def as_yaml(self) -> str:
         """The effective settings; marked as complete, so that as a `--config` file they are laid over nothing."""
-        return yaml.safe_dump({"complete": True} | self.sections(), allow_unicode=True, sort_keys=False, width=120)
+        content = {"complete": True} | self.sections()
+        return yaml.dump(content, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=120)
 
     def sections(self) -> Values:
         """The same as plain values."""
@@ -157,6 +158,13 @@ Loader.yaml_implicit_resolvers = {
 DECIMAL = r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?$|[-+]?\d+[eE][-+]?\d+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
 Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
 Loader.add_implicit_resolver(FLOAT, re.compile(DECIMAL), list("-+.0123456789"))
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts a text in quotes that Loader would read as a number: 1e6."""
+
+
+Dumper.add_implicit_resolver(FLOAT, re.compile(DECIMAL), list("-+.0123456789"))
 
 
 def _files(files: list[Path]) -> list[tuple[Values, Places]]:

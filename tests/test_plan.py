@@ -33,7 +33,7 @@ def footprint_of(shape, settings):
     dtype = settings.model["dtype"]
     config = transformers.Qwen2Config(**dict(zip(names, shape, strict=True)), dtype=dtype)
     args, lora = training_arguments(settings)
-    return footprint(settings, policy_of(config, settings.model, precision(settings.training)), args, lora)
+    return footprint(settings, policy_of(config, settings.model, precision(settings.training)), args, lora, 256)
 
 
 def of_recipes(*recipes, more=()):

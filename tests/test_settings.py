@@ -71,6 +71,7 @@ def test_only_a_record_takes_the_place_of_config_yaml(tmp_path):
     sections = "{model: {}, dataset: {}, prompts: {}, rewards: {}, training: {seed: 7}, lora: null, samples: {}}"
     (tmp_path / "all.yaml").write_text(sections)
     more = ["--rewards.owner/some-model-v0.1.weight", "0.5"]  # a reward model's name may hold dots
+    more += ["--training.run_name", "1e6"]  # a text, which is recorded as one
     settings = read_settings(["--config", str(tmp_path / "all.yaml"), *more])
     assert settings.training["num_generations"] == 8 and settings.training["seed"] == 7
     assert settings.rewards == read_settings([]).rewards | {"owner/some-model-v0.1": {"weight": 0.5}}

@@ -14,7 +14,7 @@ def watching(questions: int = 40, **weights: float) -> Watch:
     """A Watch over a run in which each step, and so each log, has so many questions."""
     rewards = [Reward(name, weight, {}, None) for name, weight in weights.items()]
     args = SimpleNamespace(num_generations=8, num_iterations=1)
-    plan = SimpleNamespace(rewards=rewards, args=args, completions_a_step=8 * questions, prompts_a_batch=questions)
+    plan = SimpleNamespace(rewards=rewards, args=args, questions_a_step=questions, prompts_a_batch=questions)
     return Watch(plan, torch.nn.Linear(1, 1))
 
 

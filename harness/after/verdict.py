@@ -15,11 +15,12 @@ from harness.reward import given_up, short, total
 Sample = dict[str, Any]  # a line of samples.jsonl
 
 FEWEST = 8  # answered questions; below it an interval says nothing
-ALIKE = 0.8  # of two answers' trigrams
+ALIKE = 0.8  # of all trigrams of two answers are in both
+MANY_MORE = 0.5  # of the answers say nearly the same, beyond those that did before
 FEW_STEPS = 50  # the demo needs as many for its emoji (benchmarks/README.md)
 HARDLY = 0.01  # nats a token of KL
 OF_A_REWARD = ("learned", "lost", "not learned", "kept", "unclear")  # as the line has them
-WORDS = {  # of a reward of the run, and the first of the whole verdict, which goes by the weighted total
+WORDS = {  # of one reward; and the word that the whole verdict begins with, which goes by the weighted total
     "learned": "it rose: all of the interval lies above 0",
     "lost": "it fell: all of the interval lies below 0",
     "not learned": "if it rose, then by less than half of the spread that its scores had before the run",
@@ -61,13 +62,14 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
     count = len(values)
     if count < FEWEST:
         return Interval(float(mean), -np.inf, np.inf)
-    # How far a score can lie from another, or from 0, as far as the scores tell: no end lies farther out.
-    span = np.ptp([0, *np.ravel(values if scores is None else scores)])
+    seen = values if scores is None else scores
+    span = np.ptp([0, *np.ravel(seen)])  # no score was seen farther from another, or from 0: no end lies farther out
     if np.ptp(values) > 0:
         half = _t(count - 1) * values.std(ddof=1) / count**0.5
-    else:  # the rule of three: 3 of n questions may be otherwise; but not so much that a mean of all would be none
-        half = 3 / count * span
-        half = min(half, abs(mean) / 2 or half)
+    else:
+        half = 3 / count * span  # the rule of three: 3 of n questions may be otherwise
+        if mean:  # all changed alike: the interval is not to reach 0
+            half = min(half, abs(mean) / 2)
     low, high = np.clip([mean - half, mean + half], -span, span).round(12)
     return Interval(float(mean), float(low), float(high))
 
@@ -99,7 +101,7 @@ class Change:
 
 @dataclass
 class Verdict:
-    """`word`: one of WORDS, or unknown; the same in a line, with each reward's change and its interval."""
+    """`word`: one of WORDS, or unknown. `line`: the last of a run, with each reward's change and its interval."""
 
     word: str
     line: str
@@ -136,9 +138,9 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
         change = _change(short(name), weight, old, new)
         if change:
             changes.append(change)
-    old = [total(answer["rewards"], weights) for answer in before]
-    new = [total(answer["rewards"], weights) for answer in after]
-    in_total = _change("total", 1, old, new)
+    totals_before = [total(answer["rewards"], weights) for answer in before]
+    totals_after = [total(answer["rewards"], weights) for answer in after]
+    in_total = _change("total", 1, totals_before, totals_after)
 
     texts_before = [answer["completion"] for answer in before]
     texts_after = [answer["completion"] for answer in after]
@@ -146,7 +148,7 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
         return Verdict("no change", f"no change: all {len(samples)} answers are as before", changes, in_total)
     alike_before = alike(texts_before)
     alike_after = alike(texts_after)
-    uniform = alike_after > alike_before + 0.5
+    uniform = alike_after > alike_before + MANY_MORE
     word = _word(in_total, changes, uniform)
     line = _line(word, in_total, changes)
     if uniform:
@@ -202,8 +204,9 @@ def _word(in_total: Change, changes: list[Change], uniform: bool) -> str:
 
 
 def _is_given_up(change: Change) -> bool:
-    chance = change.change.high - change.change.mean
-    return change.weight == 0 and given_up(change.before, -change.change.mean, chance)
+    mean = change.change.mean
+    half_of_interval = change.change.high - mean
+    return change.weight == 0 and given_up(change.before, -mean, half_of_interval)
 
 
 def _line(word: str, in_total: Change, changes: list[Change]) -> str:
@@ -267,4 +270,6 @@ def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_sl
 
 
 def number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
+    if value == 0:
+        return "0.00"  # not -0.00
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"

@@ -19,8 +19,11 @@ from harness.settings import Settings
 GB = 1e9
 DIVIDED_FROM = {"weights": 3, "reference model": 3, "gradients": 2, "optimizer": 1}  # from this stage of ZeRO on
 CUDA_CONTEXT = 0.9 * GB  # what a process takes of a GPU beside its tensors; seen on an H200
-HEAD_TILE = 4096, 32_768  # tokens x vocabulary: the part of the logits that TRL computes at a time
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768  # the part of the logits that TRL computes at a time
 LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits a value of Adam's state, block scales included
+FOUR_BIT = 0.52  # bytes a value of a weight of 4 bits, block scales included
+FLOAT32, BFLOAT16 = 4, 2  # bytes a value
+UNLIMITED = 10  # checkpoints that are counted where save_total_limit is null
 
 
 @dataclass
@@ -37,13 +40,15 @@ class Footprint:
     uncounted: str
 
 
-def footprint(settings: Settings, policy: Policy, args: GRPOConfig, lora: LoraConfig | None) -> Footprint:
-    """Sizes from the model's shape alone. Raises UserError for a LoRA that does not fit the model."""
+def footprint(
+    settings: Settings, policy: Policy, args: GRPOConfig, lora: LoraConfig | None, longest_prompt: int
+) -> Footprint:
+    """Sizes from the model's shape, and the tokens of a prompt. Raises UserError for a LoRA that does not fit it."""
     text = policy.config.get_text_config()
     rows = args.per_device_train_batch_size
-    tokens = (settings.prompts.max_length or 256) + args.max_completion_length
+    tokens = longest_prompt + args.max_completion_length
     unset_hf_deepspeed_config()  # or ZeRO-3 would divide a model that has no weights
-    try:
+    try:  # first without LoRA: its parameters are the base model's, and its errors are about the model
         parameters = _without_weights(policy, policy.config, None).num_parameters()
     except Exception as error:  # ValueError: BloomForCausalLM does not support ... scaled_dot_product_attention yet
         raise settings.error("model", one_line(error)) from error
@@ -60,42 +65,49 @@ def footprint(settings: Settings, policy: Policy, args: GRPOConfig, lora: LoraCo
     mixed = policy.precision is not None
     width = policy.dtype.itemsize
     trained_width = 4 if lora or (fsdp and mixed) else width  # in which peft and FSDP2 keep what is trained
-    state_width = LOW_BIT.get(args.optim, 8 * trained_width) / 8
+    state_bits = LOW_BIT.get(args.optim, 8 * trained_width)
+    state = 2 * state_bits / 8  # Adam's two moments
+    saved_state = trainable * state
+    if zero and mixed:
+        state = 3 * FLOAT32  # and a copy of the weights
     weights = parameters * (width if lora else trained_width)
     quantization = policy.keywords.get("quantization_config") or {}
     if quantization.get("load_in_4bit"):
         embeddings = text.vocab_size * text.hidden_size  # which stay as they are
-        weights = embeddings * width + (parameters - embeddings) * 0.52
+        weights = embeddings * width + (parameters - embeddings) * FOUR_BIT
     memory = {
         "weights": weights,
         "gradients": trainable * trained_width,
-        # ZeRO's state is in float32, with the weights once more.
-        "optimizer": trainable * (12 if zero and mixed else 2 * state_width),
+        "optimizer": trainable * state,
         "reference model": parameters * width if args.beta and not lora else 0,
         "weights gathered to sample": parameters * width if zero == 3 and not args.use_vllm else 0,
         "activations": activations,
         "CUDA context": 0 if settings.training.get("use_cpu") else CUDA_CONTEXT,
         "sampling, beyond these": 0,
     }
-    if not args.use_vllm:  # while it samples there are no gradients
-        sampling = _sampling(text, rows * args.steps_per_generation, tokens)
-        memory["sampling, beyond these"] = max(0, sampling - memory["gradients"] - activations)
     for part, stage in DIVIDED_FROM.items():
         if fsdp or zero >= stage:
             memory[part] /= args.world_size
+    if not args.use_vllm:
+        sampling = _sampling(text, rows * args.steps_per_generation, tokens)
+        not_yet_there = memory["gradients"] + activations
+        memory["sampling, beyond these"] = max(0, sampling - not_yet_there)
 
     saved = trainable * trained_width
-    checkpoint = saved if args.save_only_model else saved + 2 * trainable * state_width
+    checkpoint = saved if args.save_only_model else saved + saved_state
     checkpoints = 0
     if args.save_strategy != "no":
-        checkpoints = (args.save_total_limit or 10) + 1  # and the one being written
+        kept_at_once = args.save_total_limit or UNLIMITED
+        checkpoints = kept_at_once + 1  # one more while the next is written
     return Footprint(parameters, trainable, memory, saved + checkpoint * checkpoints, uncounted)
 
 
 def sharding(args: GRPOConfig) -> tuple[bool, int]:
     """(whether FSDP divides the model over the processes, DeepSpeed's ZeRO stage or 0), as the launcher has chosen."""
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return fsdp, args.deepspeed_plugin.zero_stage if args.deepspeed_plugin else 0
+    if args.deepspeed_plugin is None:
+        return fsdp, 0
+    return fsdp, args.deepspeed_plugin.zero_stage
 
 
 def _sampling(text: PreTrainedConfig, rows: int, tokens: int) -> float:
@@ -104,7 +116,9 @@ def _sampling(text: PreTrainedConfig, rows: int, tokens: int) -> float:
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // (heads or 1)
     keys_and_values = 2 * text.num_hidden_layers * key_heads * head_size
-    return rows * tokens * keys_and_values * 2 + rows * text.vocab_size * 3 * 4
+    cache = rows * tokens * keys_and_values * BFLOAT16
+    logits = 3 * rows * text.vocab_size * FLOAT32
+    return cache + logits
 
 
 # ---- activations
@@ -123,12 +137,17 @@ def _activations(
         another = kept(policy, lora, rows, tokens, layers=2) - first
     except Exception as error:  # of many kinds: LoRA for the tenth layer, a model whose way depends on its values
         uncounted = in_short(error)
-        mlp = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # GPT-2 does not say what is usual
-        first = another = 24 * hidden + 8 * rows * tokens * mlp
-    scored = min(rows * args.max_completion_length, HEAD_TILE[0])
-    head = 4 * hidden + scored * HEAD_TILE[1] * (2 if policy.precision else width)
-    if not lora:  # the gradient of the head is summed in float32
-        head += text.vocab_size * text.hidden_size * (4 if width == 4 else 4 + width)
+        mlp = (
+            getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        )  # as usual; GPT-2's has none
+        # Of a Llama's layer, in 16 bits: 12 tensors as wide as the model, and 4 as wide as the MLP.
+        first = another = BFLOAT16 * rows * tokens * (12 * text.hidden_size + 4 * mlp)
+    scored = min(rows * args.max_completion_length, TILE_TOKENS)
+    logits_width = BFLOAT16 if policy.precision else width
+    head = FLOAT32 * hidden + logits_width * scored * TILE_VOCABULARY
+    if not lora:  # the gradient of the head is summed in float32, beside one in its own type
+        own = 0 if width == FLOAT32 else width
+        head += text.vocab_size * text.hidden_size * (FLOAT32 + own)
     if args.gradient_checkpointing:  # each layer's input is kept, and one layer is computed again at a time
         return text.num_hidden_layers * hidden * width + max(head, first), uncounted
     return first + (text.num_hidden_layers - 1) * another + head, uncounted
@@ -156,10 +175,11 @@ def kept(policy: Policy, lora: LoraConfig | None, rows: int, tokens: int, layers
 
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # what goes wrong there, the plan says
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    cast = policy.precision or torch.bfloat16  # autocast wants one even where it is off
     with FakeTensorMode(allow_non_fake_inputs=True):
         body.to_empty(device="cpu")  # without values as before, but computed as on a CPU, with its autocast
         batch = torch.ones(rows, tokens, dtype=torch.long)
-        with hooks, torch.autocast("cpu", policy.precision or torch.bfloat16, enabled=policy.precision is not None):
+        with hooks, torch.autocast("cpu", cast, enabled=policy.precision is not None):
             body(input_ids=batch, attention_mask=batch, use_cache=False)  # a mask, as of padded rows
         for weight in body.parameters():
             storages.pop(weight.untyped_storage()._cdata, None)
@@ -172,7 +192,9 @@ def _drop_as_a_gpu_does(values: torch.Tensor) -> torch.Tensor:
 
 
 def _without_weights(policy: Policy, config: PreTrainedConfig, lora: LoraConfig | None) -> PreTrainedModel:
-    """A model of this config on the device `meta`, where a tensor is a shape; with PyTorch's attention for another.
+    """A model of this config on the device `meta`, where a tensor is a shape.
+
+    Where the attention is neither eager nor PyTorch's, the model's default takes its place.
 
     LoRA is put into it there, as peft does not take a model of FakeTensorMode.
     """

@@ -52,13 +52,15 @@ class Plan:
         self.steps_per_call = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
         self.completions_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.questions_a_step = self.prompts_a_batch / self.steps_per_call
-        steps_an_epoch = len(self.data.train) // self.prompts_a_batch * self.steps_per_call
+        batches = len(self.data.train) // self.prompts_a_batch
+        steps_an_epoch = math.ceil(batches * self.steps_per_call)  # as upstream rounds, epoch by epoch
         self.steps = args.max_steps
-        if args.max_steps <= 0:
+        if args.max_steps < 0:
             self.steps = math.ceil(args.num_train_epochs * steps_an_epoch)
         self.calls = math.ceil(self.steps / self.steps_per_call)
 
-        size = footprint(self.settings, self.policy, args, self.lora)
+        longest = self.settings.prompts.max_length or int(self.data.lengths.max())
+        size = footprint(self.settings, self.policy, args, self.lora, longest)
         self.parameters = size.parameters
         self.trainable = size.trainable
         self.memory = size.memory

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from harness.errors import SMALLER, RunError, UserError, one_line, out_of_memory
 from harness.reward import FLAT, total
 from harness.run_folder import RunFolder
 
-WORST_STEPS = 3
+WORST_BATCHES = 3  # of generations
 MUCH_CUT = 0.05  # of the answers
 
 
@@ -81,7 +81,8 @@ def _measure(plan: Plan) -> None:
     if not trainer.is_world_process_zero():
         return
     _print_signal(plan, usual)
-    _print_costs(plan, peak, [median(usual.seconds), longest], mean(worst.sampling))
+    second_batch = usual.seconds[-max(1, round(plan.steps_per_call)) :]  # all is warm by then
+    _print_costs(plan, peak, [mean(second_batch), longest], mean(worst.sampling))
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     moved = moved_share(trained, plan.args.learning_rate)
     if moved < 0.5 and not stochastic_rounding(plan.args):
@@ -174,13 +175,13 @@ def _usual_steps(trainer: Trainer, plan: Plan) -> Clock:
 def _worst_steps(trainer: Trainer, plan: Plan) -> Clock:
     args = trainer.args
     longest = np.argsort(plan.data.lengths)[-plan.prompts_a_batch :]
-    rows = np.resize(longest, plan.prompts_a_batch * (WORST_STEPS + 1))
+    rows = np.resize(longest, plan.prompts_a_batch * (WORST_BATCHES + 1))
     trainer.train_dataset = plan.data.train.select(rows)
     if trainer.use_vllm:
         trainer.vllm_generation.generation_kwargs["min_tokens"] = args.max_completion_length
     else:
         trainer.generation_config.min_new_tokens = args.max_completion_length
-    args.max_steps = WORST_STEPS * max(1, args.steps_per_generation // args.gradient_accumulation_steps)
+    args.max_steps = WORST_BATCHES * max(1, round(plan.steps_per_call))
     trainer.optimizer = None  # made anew, with the run's own learning rate
     trainer.lr_scheduler = None
     return _clocked(trainer, "2 of 2: the longest prompts and answers")
