@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, refused, tiny_arguments
+from conftest import ROOT, SIX_STEPS, refused, tiny_arguments, weights
 from forked import Forked
 from huggingface_hub import HfApi
 from trl import GRPOTrainer
@@ -28,11 +28,7 @@ from harness.files import fault
 from harness.run_folder import RunFolder
 
 # 6 steps of one micro-batch. A generation batch feeds two of them twice over: saves fall inside it.
-STEPS = ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+STEPS = [*SIX_STEPS, "--training.num_iterations", "2"]
 
 
 def card(folder: Path) -> str:

@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, refused, tiny_arguments
+from conftest import ROOT, refused, tiny_arguments, weights
 from filelock import FileLock
 from forked import Forked, two
 from safetensors.torch import load_file
-from test_faults import STEPS, weights
+from test_faults import STEPS
 from transformers import AutoModelForCausalLM
 
 import harness.tools.launch
