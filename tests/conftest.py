@@ -81,7 +81,7 @@ SIX_STEPS = ["--training.max_steps", "6", "--training.save_steps", "2"]
 
 
 def dies_in_step(number: int, arguments: list[str]) -> None:
-    """A run that ends at once in that step, as one that is killed does; three steps before, something is warned of."""
+    """A run that ends at once in that step, as one that is killed does; two steps before, something is warned of."""
     step = GRPOTrainer.training_step
 
     def dies(self, *args, **kwargs):

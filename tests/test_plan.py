@@ -185,6 +185,7 @@ PLANS = [  # (arguments, what the plan says, what it does not)
     (["--training.gradient_accumulation_steps", "2"], ["4 prompts x 4 = 16", "4 optimizer steps; 16 ", " 4 times"], []),
     (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times", " 28,672 generated"], []),
     ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
+    ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
     ([LORA % 1], ["trained by LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it
 ]
 
