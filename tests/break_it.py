@@ -1,9 +1,10 @@
 """train_grpo.py with one fault inside: python tests/break_it.py FAULT:WHERE[@RANK] ARGUMENT..., or tests/forked.py.
 
-sigterm:PHASE, sigint:PHASE  the signal, at the second call of a phase      twice:PHASE  the signal twice
+sigterm:PHASE, usr1:PHASE    the signal, at the second call of a phase
+doubled:PHASE, twice:PHASE   SIGTERM twice, at once or four seconds apart
 kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
 fill:MB                      at the second save, the disk fills up but for so much
-raise:N                      a reward raises at its Nth call                slow:N        each step takes N seconds more
+raise:N                      a reward raises at its Nth call
 children:N                   a reward starts children of every kind; in its Nth call Ctrl-C comes to all that are forked
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
 @RANK                        in this process of several only
@@ -71,12 +72,9 @@ def kill_at_file(number: int):
     return begin
 
 
-def fill(megabytes: int):
-    def fill(trainer, *_):
-        folder = Path(trainer.args.output_dir)
-        (folder / "_filler").write_bytes(bytes(shutil.disk_usage(folder).free - megabytes * 2**20))
-
-    return fill
+def fill(megabytes: int, trainer, *_) -> None:
+    folder = Path(trainer.args.output_dir)
+    (folder / "_filler").write_bytes(bytes(shutil.disk_usage(folder).free - megabytes * 2**20))
 
 
 def raising(number: int):
@@ -136,23 +134,20 @@ def put_in(what: str) -> None:
         rewards.length_reward = raising(int(where))
     elif fault == "children":
         rewards.length_reward = with_children(int(where))
-    elif fault == "slow":
-        backward = accelerate.Accelerator.backward
-        accelerate.Accelerator.backward = lambda *args, **kwargs: (time.sleep(int(where)), backward(*args, **kwargs))[1]
     elif fault == "spread":
         at_call(2, *PHASES[where], lambda *_: [os.kill(pid, signal.SIGTERM) for pid in (os.getppid(), os.getpid())])
     elif fault == "kill":
         at_call(2, GRPOTrainer, "_save_checkpoint", kill_at_file(int(where)))
     elif fault == "fill":
-        at_call(2, GRPOTrainer, "_save_checkpoint", fill(int(where)))
+        at_call(2, GRPOTrainer, "_save_checkpoint", functools.partial(fill, int(where)))
     elif fault == "nan":
         step = GRPOTrainer.compute_loss
         GRPOTrainer.compute_loss = lambda self, *args, **kwargs: (
             step(self, *args, **kwargs) * (float("nan") if self.state.global_step + 1 == int(where) else 1)
         )
     else:
-        signals = {"sigterm": [signal.SIGTERM], "sigint": [signal.SIGINT], "usr1": [signal.SIGUSR1]}
-        signals = (signals | dict.fromkeys(("twice", "doubled"), [signal.SIGTERM] * 2))[fault]
+        number = signal.SIGUSR1 if fault == "usr1" else signal.SIGTERM
+        signals = [number] * (2 if fault in ("twice", "doubled") else 1)
         apart = 4 if fault == "twice" else 0  # seconds
         at_call(2, *PHASES[where], lambda *_: [(os.kill(os.getpid(), n), time.sleep(apart)) for n in signals])
 

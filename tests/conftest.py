@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from trl import GRPOTrainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 import harness.after.report as report  # noqa: E402
 import train_grpo  # noqa: E402
+from harness.during.watch import Watch  # noqa: E402
 from harness.errors import UserError  # noqa: E402
 
 draw_curves, report.draw_curves = report.draw_curves, lambda *_: None  # over half of a tiny run's time
@@ -71,6 +75,47 @@ def tiny_arguments(policy: str, folder: Path) -> list[str]:
 @pytest.fixture
 def tiny(policy, tmp_path) -> list[str]:
     return tiny_arguments(policy, tmp_path)
+
+
+SIX_STEPS = ["--training.max_steps", "6", "--training.save_steps", "2"]
+
+
+def dies_in_step(number: int, arguments: list[str]) -> None:
+    """A run that ends at once in that step, as one that is killed does; two steps before, something is warned of."""
+    step = GRPOTrainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == number - 3:
+            (watch,) = [each for each in self.callback_handler.callbacks if isinstance(each, Watch)]
+            watch.warn(self.state, "cause", "seen before the kill")
+        if self.state.global_step == number - 1:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GRPOTrainer, "training_step", dies)
+        train_grpo.main(arguments)
+
+
+@pytest.fixture(scope="session")
+def dead(policy, tmp_path_factory) -> Path:
+    """The folder of a run of SIX_STEPS, saved at 2 and 4, that died in step 6; tests use copies of it."""
+    folder = tmp_path_factory.mktemp("dead")
+    dies_in_step(6, [*tiny_arguments(policy, folder), *SIX_STEPS])
+    while not (folder / "run/checkpoint-4/manifest.json").exists():  # sealed beside the training
+        time.sleep(0.01)
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupted(dead, tiny, tmp_path) -> list[str]:
+    """Arguments of the copy in tmp_path, which differ in its place only."""
+    shutil.copytree(dead, tmp_path / "run")
+    return [*tiny, *SIX_STEPS]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
 
 
 def refused(arguments: list[str]) -> str:

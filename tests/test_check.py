@@ -1,6 +1,5 @@
 """Every mistake is one line in seconds: where, and what. A table of them, a step in miniature, and a few for real."""
 
-import json
 import random
 import re
 import shutil
@@ -16,10 +15,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import rewards
 import train_grpo
-from harness.before.data import load_data
-from harness.before.policy import load_policy
 from harness.errors import UserError
-from harness.settings import read_settings
 
 
 @pytest.fixture
@@ -35,7 +31,6 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--model.pretrained_model_name_or_path ./no", "model.pretrained_model_name_or_path: ", f"{ROOT}/no"),
     ("--model.pretrained_model_name_or_path my/model", "model.pretrained_model_name_or_path: ", "Hub"),
     ("--model.pretrained_model_name_or_path LICENSE", "model.pretrained_model_name_or_path: ", "LICENSE"),
-    ("--model.quantization_config {load_in_4bit:\u00a0true}", "model.quantization_config: ", "LoRA"),
     ("--lora.target_modules [q_prj]", "lora: ", "q_prj"),
     ("--lora.init_lora_weights loftq --lora.r 4", "lora.init_lora_weights: ", "scipy"),
     ("--dataset.path my/data --dataset.data_files null", "dataset.", "my/data"),
@@ -43,29 +38,19 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--dataset.data_files no.json", "dataset.data_files: ", f"{ROOT}/no.json"),
     ("--dataset.data_files LICENSE", "dataset.data_files: ", "LICENSE:2: not JSON"),
     ("--dataset.split trian", "dataset.split: ", "train"),
-    ("--prompts.column question", "prompts.column: ", "did you mean query?"),
     ("--prompts.max_length 3", "prompts.max_length: ", "no prompt is left"),
-    ("--prompts.limit 8", "prompts.limit: ", "6 to train on"),
     ("--samples.questions [富士山の高さは?,'']", "samples.questions: ", "''"),
-    ("--samples.held_out 0 --training.eval_strategy steps", "training.eval_strategy: ", "held_out"),
     ("--rewards.nobody/judge.weight 1", "rewards.nobody/judge: ", "Hub"),
     ("--training.generation_kwargs 512", "training.generation_kwargs: ", "dictionary"),
-    ("--training.generation_kwargs {temperature:\u00a01}", "training.generation_kwargs.temperature: ", "setting"),
     ("--training.generation_kwargs {max_cache_length:\u00a09}", "training.generation_kwargs.max_cache_length: ", "unk"),
-    ("--training.generation_kwargs {do_sample:\u00a0false}", "training.generation_kwargs.do_sample: ", "sampling"),
     ("--training.report_to wandbx", "training.report_to: ", "wandbx"),
-    ("--training.report_to wandb", "training.report_to: ", "wandb"),
     ("--training.push_to_hub true", "training.push_to_hub: ", "hf auth login"),
     ("--training.output_dir LICENSE/x", "training.output_dir: ", "LICENSE"),
     ("--training.output_dir demo/model --model.pretrained_model_name_or_path demo/model", "training.output_dir: ", ""),
-    ("--training.eval_on_start true", "training.eval_on_start: ", "eval_strategy"),
-    ("--training.save_strategy best", "training.save_strategy: ", "metric_for_best_model"),
+    ("--training.generation_kwargs {temperature:\u00a01}", "training.generation_kwargs.temperature: ", "setting"),
     ("--training.metric_for_best_model eval_rewards/x/mean", "training.metric_for_best_model: ", "emoji_reward"),
-    ("--training.sync_ref_model true --training.beta 0", "training.sync_ref_model: ", "reference model"),
-    ("--training.max_completion_length 500", "training.max_completion_length: ", "512"),
+    ("--training.metric_for_best_model loss", "training.metric_for_best_model: ", "canaries_hold"),
     ("--training.per_device_train_batch_size 9", "training.per_device_train_batch_size: ", "divisible"),
-    ("--training.generation_batch_size 65", "training.generation_batch_size: ", "divisible"),
-    ("--training.per_device_eval_batch_size 4 --training.eval_strategy steps", "training.", "divisible"),
     ("--training.lr_scheduler_type cosin --training.seed 1", "training.lr_scheduler_type: ", "cosin"),
     ("--training.use_vllm true", "training.use_vllm: ", "make gpu"),
     ("--training.bf16 true --training.use_transformers_continuous_batching true", "training.", "bfloat16 for good"),
@@ -81,6 +66,15 @@ def test_mistakes(demo):
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def outcome(arguments: list[str]) -> str | None:
+    """The message that a UserError ends it with; anything else fails the test."""
+    try:
+        train_grpo.main(arguments)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 IN_MINIATURE = [  # arguments, what the message begins with; None: it passes
     ("", None),
     ("--lora {target_modules:\u00a0[q_proj,\u00a0lm_head]}", "lora.target_modules: "),
@@ -90,7 +84,6 @@ IN_MINIATURE = [  # arguments, what the message begins with; None: it passes
     ("--lora {use_dora:\u00a0true} --model.dtype bfloat16 --training.gradient_checkpointing true", None),
     ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn]", None),
     ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn,lm_head]", "lora.target_modules: "),
-    ("--training.generation_kwargs {num_return_sequences:\u00a02}", "training.generation_kwargs.num_return_seq"),
     ("--training.use_vllm true --training.generation_kwargs {best_of:\u00a02}", None),
 ]  # fmt: skip
 
@@ -106,13 +99,59 @@ def test_what_a_step_in_miniature_refuses(demo, policy, tmp_path, monkeypatch):
     wrong = []
     for arguments, place in IN_MINIATURE:
         parts = arguments.replace("GPT2", str(tmp_path / "gpt2")).split(" ") if arguments else []
-        message = None
-        try:
-            train_grpo.main(demo + [part.replace("\u00a0", " ") for part in parts])
-        except UserError as error:
-            message = str(error)
+        message = outcome(demo + [part.replace("\u00a0", " ") for part in parts])
         if (message is None) != (place is None) or not (message or "").startswith(place or ""):
             wrong.append((arguments, message))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+LORA = ["--lora", "{r: 4, target_modules: [q_proj]}"]
+SETTINGS = [  # under `training`, words of the refusal or None, more arguments
+    ({"lr_scheduler_type": "cosine_with_min_lr"}, "training.lr_scheduler_type: One of min_lr or min_lr_rate"),
+    ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": "{min_lr: 1e-5}"}, None),
+    ({"lr_scheduler_type": "warmup_stable_decay"}, "training.lr_scheduler_type: "),
+    ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "{num_cycle: 2}"}, "lr_scheduler_kwargs.num_cycle"),
+    ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": "{lr_end: 1}"}, "training.lr_scheduler_kwargs.lr_end"),
+    ({"optim": "paged_adamw_8bit"}, "training.optim: You need to install `bitsandbytes`"),
+    ({"optim": "galore_adamw"}, "training.optim: You need to install `galore_torch`"),
+    ({"optim": "lomo"}, "training.optim: You need to install `lomo_optim`"),
+    ({"optim": "sgd", "optim_args": "momentum=high"}, "training.optim_args: could not convert"),
+    ({"adam_beta2": 1.5}, "training.adam_beta2: Invalid beta"),
+    ({"optim": "adafactor"}, None),
+    ({"use_liger_kernel": "true"}, "training.use_liger_kernel: "),
+    ({"sync_ref_model": "true"}, "training.sync_ref_model: there is no reference model to sync", *LORA),
+    ({"sync_ref_model": "true", "beta": 0}, "training.sync_ref_model: there is no reference model to sync"),
+    ({"sync_ref_model": "true", "ref_model_sync_steps": 1}, None),
+    ({"generation_kwargs": "{stop_strings: [。]}"}, "training.generation_kwargs.stop_strings: There are one or more"),
+    ({"generation_kwargs": "{num_return_sequences: 2}"}, "training.generation_kwargs.num_return_sequences: "),
+    ({"generation_kwargs": "{disable_compile: true}"}, "training.generation_kwargs.disable_compile: "),
+    ({"generation_kwargs": "{return_dict_in_generate: true}"}, "training.generation_kwargs.return_dict_in_generate: "),
+    ({"generation_kwargs": "{do_sample: false}"}, "training.generation_kwargs.do_sample: without sampling"),
+    ({"generation_kwargs": "{top_h: 3}"}, "training.generation_kwargs.top_h: "),
+    ({"generation_kwargs": "{bad_words_ids: [[99999999]]}"}, "training.generation_kwargs.bad_words_ids: The model"),
+    ({"generation_kwargs": "{bad_words_ids: [[7]]}"}, None),
+    ({"cache_implementation": "quantized"}, "training.cache_implementation: You need to install"),
+    ({"cache_implementation": "static"}, None),
+    ({"gradient_checkpointing": "true", "gradient_checkpointing_kwargs": "{foo: 1}"}, "_kwargs.foo: Unexpected"),
+    ({"save_strategy": "best"}, "training.save_strategy: best by what?"),
+    ({"report_to": "wandb"}, "training.report_to: "),
+    ({"mask_truncated_completions": "true", "loss_type": "dapo", "scale_rewards": "batch"}, None),
+    ({"learning_rate": "1e-3"}, None, *LORA),
+]  # fmt: skip
+
+
+@pytest.mark.miniature
+def test_what_check_passes_starts(tiny, tmp_path):
+    wrong = []
+    for settings, words, *more in SETTINGS:
+        arguments = [part for key, value in settings.items() for part in (f"--training.{key}", str(value))]
+        run = [*tiny, "--training.max_steps", "2", "--samples.held_out", "0", *arguments, *more]
+        checked, started = outcome([*run, "--check"]), None
+        if checked is None:
+            started = outcome(run)
+            shutil.rmtree(tmp_path / "run")
+        if (checked and started) or started or bool(checked) != bool(words) or (words or "") not in (checked or ""):
+            wrong.append((settings, checked, started))
     assert not wrong, "\n".join(map(str, wrong))
 
 
@@ -149,30 +188,6 @@ def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
         monkeypatch.setattr(rewards, "emoji_reward", lambda completions, max_emoji, value=value: value)
         message = refused(demo)
         assert message.startswith("rewards.emoji_reward: ") and word in message
-
-
-def rows_file(tmp_path, rows):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return ["--dataset.data_files", str(path)]
-
-
-def test_a_reward_whose_column_is_missing_names_it(tiny, rows, tmp_path):
-    arguments = [*tiny, *rows_file(tmp_path, [{"query": row["query"], "tools": [1]} for row in rows])]
-    message = refused([*arguments, "--check"])
-    assert "rewards.answer_reward: needs the column answer" in message
-    train_grpo.main([*arguments, "--rewards.answer_reward", "null", "--check"])
-
-
-def test_empty_questions_are_counted_and_dropped_only_on_request(tiny, rows, tmp_path):
-    for bad in (None, "", "   "):
-        questions = [{**row, "query": bad if i in (3, 7) else row["query"]} for i, row in enumerate(rows)]
-        settings = read_settings([*tiny, *rows_file(tmp_path, questions)])
-        tokenizer = load_policy(settings).tokenizer
-        with pytest.raises(UserError, match=r"2 of 291 .*3, 7"):
-            load_data(settings, tokenizer)
-        settings.prompts.drop_empty = True
-        assert load_data(settings, tokenizer).counts["empty (dropped)"] == 2
 
 
 def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):

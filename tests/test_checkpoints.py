@@ -3,52 +3,17 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused, tiny_arguments
-from trl import GRPOTrainer
+from conftest import refused
 
 import train_grpo
 from harness.during.checkpoints import Checkpoints
-from harness.during.watch import Watch
 from harness.errors import RunError, UserError
 from harness.files import fault, seal
 from harness.run_folder import RunFolder
-
-STEPS = ["--training.max_steps", "6", "--training.save_steps", "2"]
-
-
-@pytest.fixture(scope="module")
-def dead(policy, tmp_path_factory):
-    """The folder of a run of STEPS, saved at 2 and 4, that died in step 5; tests use copies of it."""
-    folder = tmp_path_factory.mktemp("dead")
-    step = GRPOTrainer.training_step
-
-    def dies(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            watch = next(c for c in self.callback_handler.callbacks if isinstance(c, Watch))
-            watch.warn(self.state, "cause", "seen before the kill")
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GRPOTrainer, "training_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            train_grpo.main([*tiny_arguments(policy, folder), *STEPS])
-    while not (folder / "run/checkpoint-4/manifest.json").exists():  # sealed beside the training
-        time.sleep(0.01)
-    return folder / "run"
-
-
-@pytest.fixture
-def interrupted(dead, tiny, tmp_path):
-    """Arguments of the copy in tmp_path, which differ in its place only."""
-    shutil.copytree(dead, tmp_path / "run")
-    return [*tiny, *STEPS]
 
 
 def test_resume_keeps_the_before_side_and_what_was_warned_of(interrupted, tmp_path):
@@ -87,13 +52,17 @@ def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(inter
             shutil.rmtree(copy)
 
 
-def test_no_complete_checkpoint_and_none_at_all_are_errors_not_a_fresh_start(interrupted, tmp_path):
+def test_without_a_complete_checkpoint_a_run_begins_only_with_auto(interrupted, tmp_path):
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     assert "no complete checkpoint" in refused([*interrupted, "--resume"])
     assert not list((tmp_path / "run").glob("checkpoint-*"))  # they have been set aside
     assert "start anew without --resume" in refused([*interrupted, "--resume"])
     assert "no run to resume" in refused([*interrupted, "--training.output_dir", str(tmp_path / "none"), "--resume"])
+    (tmp_path / "run/_set-aside-1-checkpoint-2").rename(tmp_path / "run/checkpoint-2")
+    train_grpo.main([*interrupted, "--resume", "auto"])
+    steps = [log["step"] for log in RunFolder(tmp_path / "run").state()["log_history"] if "loss" in log]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_settings_that_change_the_training_or_are_damaged_refuse_to_resume(interrupted, tmp_path):

@@ -63,9 +63,8 @@ def test_runs_are_named_once_and_texts_stand_as_they_are(drawn):
     runs = {"first": logs(3), "$a$ and $b$": logs(1)}
     panels = drawn(runs, totals=False)
     assert "total" not in panels  # of other weights
-    assert (
-        panels["right"].get_ylabel() == "答えが正しければ1点" and panels["cheap"].get_ylabel() == "costs $5 or $6^{a}$"
-    )
+    labels = [panels[name].get_ylabel() for name in ("right", "cheap")]
+    assert labels == ["答えが正しければ1点", "costs $5 or $6^{a}$"]
     (legend,) = panels["right"].figure.legends
     texts = legend.get_texts()
     assert [text.get_text() for text in texts] == list(runs)

@@ -7,11 +7,6 @@ import sys
 from conftest import ROOT
 
 
-def started(folder, *command: str) -> subprocess.CompletedProcess:
-    """A program in `folder`, in a Python without packages."""
-    return subprocess.run([sys.executable, "-S", *command], cwd=folder, capture_output=True, text=True)
-
-
 def test_missing_packages_are_one_line_with_the_command_that_installs_them(tmp_path):
     for name in ("train_grpo.py", "config.yaml", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
@@ -21,7 +16,8 @@ def test_missing_packages_are_one_line_with_the_command_that_installs_them(tmp_p
     wrong = []
     for remedy in (pip, make):
         for command in (["train_grpo.py"], ["-m", "harness", "chat", "outputs/demo"]):
-            result = started(tmp_path, *command)
+            start = [sys.executable, "-S", *command]  # a Python without packages
+            result = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
             said = result.stderr.startswith("error: ") and result.stderr.endswith(remedy)
             if not said or result.stderr.count("\n") != 1 or result.returncode != 2:
                 wrong.append((command, result))

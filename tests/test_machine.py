@@ -1,15 +1,17 @@
-"""machine: what this machine, or the weights of this model, cannot do is refused before anything is loaded."""
+"""machine, policy: what this machine, or this model, cannot do is refused before anything is loaded, and why."""
 
 import json
 import shutil
+from pathlib import Path
 
-import pytest
 import torch
 from conftest import ROOT, refused
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import train_grpo
 from harness.before.machine import missing_compiler
+from harness.before.policy import loading_problem, usable_attention
 
 GPU = {"is_available": True, "device_count": 1, "is_bf16_supported": True, "get_device_name": "Tesla T4"}
 MACHINES = [
@@ -68,80 +70,89 @@ def test_a_gpu_machine_without_a_compiler_or_pythons_header_is_told_before_the_m
     assert "gcc-14" in missing_compiler()
 
 
-def no_weights(folder):
-    (folder / "model.safetensors").unlink()
-
-
-def a_gguf(folder):
-    (folder / "model.safetensors").rename(folder / "model.gguf")
-
-
-def a_gguf_alone(folder):
-    a_gguf(folder)
-    (folder / "config.json").unlink()
-
-
-def a_part_missing(folder):
-    no_weights(folder)
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def quantized(folder):
-    config = json.loads((folder / "config.json").read_text())
-    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-
-
-def fewer_embeddings(folder):
-    config = AutoConfig.from_pretrained(folder)
-    config.vocab_size = len(AutoTokenizer.from_pretrained(folder)) // 2
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-
-
-def neither_pad_nor_eos(folder):
-    file = folder / "tokenizer_config.json"
-    known = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    file.write_text(json.dumps(known | {"pad_token": None, "eos_token": None}))
-
-
-def an_adapter(folder):
-    (folder / "adapter_config.json").touch()
-
-
-def untouched(folder):
-    pass
+def spoil(folder: Path, *damages: str) -> None:
+    weights, config, tokenizer = (
+        folder / name for name in ("model.safetensors", "config.json", "tokenizer_config.json")
+    )
+    for damage in damages:
+        if damage == "no weights":
+            weights.unlink()
+        elif damage == "a part missing":
+            index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        elif damage == "a GGUF":
+            weights.rename(folder / "model.gguf")
+        elif damage == "no config":
+            config.unlink()
+        elif damage == "quantized":
+            method = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": method}))
+        elif damage == "fewer embeddings":
+            smaller = AutoConfig.from_pretrained(folder, vocab_size=100)
+            AutoModelForCausalLM.from_config(smaller).save_pretrained(folder)
+        elif damage == "neither pad nor eos":
+            gone = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": None, "eos_token": None}
+            tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | gone))
+        elif damage == "an adapter":
+            (folder / "adapter_config.json").touch()
 
 
 HALF = ["--model.dtype", "float16", "--training.fp16", "true", "--training.bf16", "false"]
 WITH_LORA = ["--lora", "{r: 4, target_modules: [q_proj]}"]
 NAME = "model.pretrained_model_name_or_path: "
 WEIGHTS = [  # what is done to the model's folder, settings, the key and a word; None: it passes
-    (no_weights, [], NAME, "no weights"),
-    (a_gguf, [], NAME, "safetensors"),
-    (a_gguf_alone, [], NAME, "GGUF"),
-    (a_part_missing, [], NAME, "model-00001-of-00002.safetensors"),
-    (quantized, [], NAME, "quantized"),
-    (quantized, WITH_LORA, NAME, "bitsandbytes"),
-    (fewer_embeddings, [], NAME, "embeddings"),
-    (neither_pad_nor_eos, [], NAME, "eos"),
-    (an_adapter, [], NAME, "harness merge"),
-    (untouched, HALF, "model.dtype: ", "fp16"),
-    (untouched, [*HALF, *WITH_LORA], None, None),
+    (["no weights"], [], NAME, "no weights"),
+    (["a GGUF"], [], NAME, "safetensors"),
+    (["a GGUF", "no config"], [], NAME, "GGUF"),
+    (["no weights", "a part missing"], [], NAME, "model-00001-of-00002.safetensors"),
+    (["quantized"], [], NAME, "quantized"),
+    (["quantized"], WITH_LORA, NAME, "bitsandbytes"),
+    (["fewer embeddings"], [], NAME, "embeddings"),
+    (["neither pad nor eos"], [], NAME, "eos"),
+    (["an adapter"], [], NAME, "harness merge"),
+    ([], HALF, "model.dtype: ", "fp16"),
+    ([], [*HALF, *WITH_LORA], None, ""),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "more", "key", "word"), WEIGHTS)
-def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(
-    spoil, more, key, word, tiny, policy, tmp_path
-):
-    folder = tmp_path / "model"
-    shutil.copytree(policy, folder)
-    spoil(folder)
-    arguments = [*tiny, "--model.pretrained_model_name_or_path", str(folder), *more, "--check"]
-    if key is None:
-        train_grpo.main(arguments)
-    else:
-        message = refused(arguments)
-        assert message.startswith(key) and word in message
-    assert torch.get_default_dtype() == torch.float32
+def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny, policy, tmp_path):
+    for i, (damages, more, key, word) in enumerate(WEIGHTS):
+        folder = Path(shutil.copytree(policy, tmp_path / str(i)))
+        spoil(folder, *damages)
+        arguments = [*tiny, "--model.pretrained_model_name_or_path", str(folder), *more, "--check"]
+        if key is None:
+            train_grpo.main(arguments)
+        else:
+            message = refused(arguments)
+            assert message.startswith(key) and word in message, message
+        assert torch.get_default_dtype() == torch.float32
+
+
+CAUSES = [  # the model's name, what from_pretrained raised, a word of the message
+    ("org/model", GatedRepoError.__new__(GatedRepoError), "hf auth login"),
+    ("org/model", RepositoryNotFoundError.__new__(RepositoryNotFoundError), "Hub"),
+    ("org/model", LocalEntryNotFoundError("no network"), "reached"),
+    ("org/model", PermissionError(13, "Permission denied", "/cache"), "HF_HOME"),
+    ("org/model", ValueError("any other"), "We could not"),
+    ("model.gguf", ValueError("not JSON"), "GGUF"),
+    ("LICENSE", ValueError("not JSON"), "not JSON"),
+]
+
+
+def test_why_a_model_does_not_load_is_said_in_one_line(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, cause, word in CAUSES:
+        error = OSError("We could not\nload it.")
+        error.__cause__ = cause
+        message = loading_problem(name, error)
+        assert word in message and "\n" not in message
+
+
+def test_flash_attention_is_used_where_it_loads_and_else_said_to_be_left_out(monkeypatch):
+    assert [usable_attention(name) for name in (None, "eager")] == [(None, ""), ("eager", "")]
+    found, fallback = usable_attention("flash_attention_2")
+    assert found is None and "no CUDA GPU" in fallback
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "ImportError" in usable_attention("flash_attention_2")[1]
+    monkeypatch.setattr("harness.before.policy.lazy_import_flash_attention", lambda name: None)
+    assert usable_attention("flash_attention_2") == ("flash_attention_2", "")

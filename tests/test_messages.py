@@ -65,7 +65,6 @@ WITHOUT = {key: value for key, value in CALLED.items() if key != "content"}
 SAYS_NOTHING = {**TOOL, "content": ""}
 PARTS = [{"type": "text", "text": "富士山の"}, {"type": "text", "text": Q}]
 NO_MESSAGES = '[1, 2] と {"role": 3} は?'
-ABOUT_ROLES = '{"from": "東京", "to": "大阪"}'
 # A question, the turns that become of it, and all that is said of it
 ACCEPTED = {
     "text": (Q, [user(Q)]),
@@ -80,7 +79,6 @@ ACCEPTED = {
     "ShareGPT": (SHARE, [SYSTEM, user(Q)], *SHARED, "gpt is read as assistant", "it is cut off"),
     "ShareGPT with tools": (SHARE_TOOLS, [user("x"), ANSWER, {"role": "tool", "content": "3776"}], *SHARED,
                             "the role chatgpt is read as assistant", "the role observation is read as tool"),
-    "ShareGPT's roles in OpenAI's shape": ([{"role": "human", "content": Q}], [user(Q)], "human is read as user"),
     "roles of other models": ([user("x"), {"role": "model", "content": A}, user(Q)], CHAT, "model is read as"),
     "capital letters": ([{"Role": "User", "Content": Q, "toolID": 1}], [user(Q, toolID=1)],
                         "Role is read as role", "Content is read as content", "the role User is read as user"),
@@ -91,8 +89,6 @@ ACCEPTED = {
     "JSON as text": (json.dumps([user("x"), CALLED, TOOL]), [user("x"), CALLED, TOOL], "text that holds messages"),
     "Python as text": (str([user(Q), ANSWER]), [user(Q)], "text that holds messages", "it is cut off"),
     "JSON that is no messages": (NO_MESSAGES, [user(NO_MESSAGES)]),
-    "JSON that is about roles": (ABOUT_ROLES, [user(ABOUT_ROLES)]),
-    "a list of numbers": ("[1, 2]", [user("[1, 2]")]),
     "two answers at the end": ([user(Q), ANSWER, ANSWER], [user(Q)], "it is cut off"),
 }  # fmt: skip
 REFUSED = {  # the place and a word, and questions

@@ -8,7 +8,7 @@ import rewards
 from harness.before.arguments import training_arguments
 from harness.before.machine import check_machine
 from harness.errors import UserError
-from harness.keys import NEEDED, typed_part, typed_rewards, upstream
+from harness.keys import NEEDED, typed_rewards
 from harness.settings import read_settings
 
 DEMO = ["--config", str(ROOT / "demo/config.yaml")]
@@ -37,10 +37,10 @@ IN_A_FILE = {
     "rewards:\n  emoji_rewrd: {weight: 1}\n": ("2: rewards.emoji_rewrd: ", "emoji_reward"),
     "rewards:\n  polite_reward: {bonus: 1}\n": ("2: rewards.polite_reward: ", "rewards.py"),
     "rewards:\n  emoji_reward: {max: 4}\n": ("2: rewards.emoji_reward.max: ", "max_emoji"),
-    "training:\n  num_generations: 7\n": ("2: training.num_generations: ", "divisible"),
     "prompts:\n  rename: {1: q}\n": ("2: prompts.rename.1: ", "string"),
     "lora:\n  eva_config: {rho: 2, foo: 1}\n": ("2: lora.eva_config.foo: ", "unknown"),
     # What YAML reads as something else
+    "training:\n  log_completions: 1\n": ("2: training.log_completions: ", "boolean"),
     "training:\n  seed: true\n": ("2: training.seed: ", "integer"),
     "training:\n  seed: 42\n    beta 0\n": ("2: training.seed: ", "42 beta 0"),
     "samples:\n  questions:\n  - a\n   - b\n": ("4: ", "a - inside"),
@@ -49,20 +49,14 @@ IN_A_FILE = {
     "training:\n\u3000seed: 1\n": ("1: training: ", "spaces"),
     "training:\nseed: 1\n": ("1: training: ", "indent"),
     "training:\n  seed 1\n": ("1: training: ", "seed 1"),
-    "training:\n  seed:1\n": ("1: training: ", "seed:1"),
     "training: {seed:1}\n": ("1: training.seed:1: ", "unknown"),
     "lora: null\ntraining:{seed: 1}\n": ("2: training:{seed: ", "unknown"),
     # What YAML does not read
     "# 日本語：\ntraining：\n  seed: 1\n": ("2: ", "full-width"),
-    "training:\n  seed：1\n  beta: 0\n": ("2: ", "full-width"),
-    "training:\n\tseed: 1\n": ("2: ", "a tab; "),
     "training:\n  seed: 1\n  \tbeta: 0\n": ("3: ", "a tab; "),
     "training:\n  seed: 1\n    beta: 0\n": ("3: ", "indentation"),
-    "training:\n    seed: 1\n  beta: 0\n": ("3: ", "indentation"),
-    "  lora:\n    r: 1\ntraining: {seed: 1}\n": ("3: ", "indentation"),
     "samples:\n  questions:\n    - a\n  - b\n": ("4: ", "indentation"),
     "training:\n  seed 1\n  beta: 0\n": ("2: ", "missing colon"),
-    "training:\n  beta: 0\n  seed 1\n": ("3: ", "missing colon"),
     "lora: null\ntraining\n  seed: 1\n": ("2: ", "missing colon"),
     "prompts:\n  system: |\n  briefly\n  limit: 3\n": ("3: ", "missing colon"),
     "training:\n  beta: 0\n  seed = 1\n": ("3: ", "an ="),
@@ -71,7 +65,6 @@ IN_A_FILE = {
     "prompts:\n  system: 'Don't'\n  limit: 3\n": ("2: ", "quote"),
     'dataset:\n  path: "C:\\data"\n': ("2: ", "escape"),
     "lora: {r: 4\ntraining: {seed: 1}\n": ("1: ", "}"),
-    "samples:\n  questions: [a, b\n  shown: 3\n": ("2: ", "]"),
     "lora: {r: 4 bias: all}\n": ("1: ", ","),
     "# mine\nlora: {r: 4}}\n": ("2: ", "bracket"),
     "prompts:\n  system: Answer: briefly\n": ("2: ", "quotes"),
@@ -104,20 +97,6 @@ def raised(key: str, problem: str) -> UserError:
     return UserError(f"{key}: {problem}")
 
 
-def test_true_is_no_number_and_1_is_not_true():
-    def takes(key: str, value: object) -> bool:
-        section, _, name = key.partition(".")
-        try:
-            typed_part(section, {name: value}, upstream(), raised)
-        except UserError:
-            return False
-        return True
-
-    numbers = [key for key in upstream() if takes(key, 7) or takes(key, 0.5)]
-    switches = [key for key in upstream() if takes(key, True)]
-    assert len(numbers) > 50 and len(switches) > 50 and not set(numbers) & set(switches)
-
-
 # A word of the message, and the values that it is said of; those without a section are of training
 VALUES = {
     "mean learning_rate": "learn=1 learnin_rate=1",
@@ -141,7 +120,7 @@ VALUES = {
     "multi_objective_aggregation=sum model.dtype=bf16 lora.bias=some",
     "select one of": "optim=admw_torch save_strategy=sometimes",
     "prompts.max_length": "max_prompt_length=256",
-    "leave it out": "remove_unused_columns=true ignore_data_skip=true",
+    "leave it out": "remove_unused_columns=true ignore_data_skip=true restore_callback_states_from_checkpoint=true",
     "--resume": "resume_from_checkpoint=x",
     "section model": "model_init_kwargs={}",
     "not supported": "auto_find_batch_size=true",
@@ -158,6 +137,7 @@ OTHERS = {
     "--learning_rate 1": ("--learning_rate: ", "mean training.learning_rate"),
     "--chek": ("--chek: ", "mean check"),
     "--rehearse --check": ("--rehearse: ", "--check"),
+    "--rehearse --resume": ("--rehearse: ", "--resume"),
     "--price 2": ("--price: ", "--rehearse"),
     "--resume now": ("command line: ", "auto"),
     "surprise": ("surprise: ", "option"),

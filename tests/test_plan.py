@@ -14,10 +14,11 @@ from trl import GRPOConfig
 import train_grpo
 from harness.before.arguments import training_arguments
 from harness.before.footprint import footprint, kept
-from harness.before.plan import Plan, doubts
+from harness.before.plan import doubts
 from harness.before.policy import Policy, load_policy, precision
 from harness.settings import read_settings
 
+WIDTHS = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"
 TINYSWALLOW = (28, 1536, 8960, 12, 2, 151936, True)
 
 
@@ -28,10 +29,10 @@ def policy_of(config, model=(), precision=torch.bfloat16) -> Policy:
 
 def footprint_of(shape, settings):
     """Of a model with (layers, hidden, MLP, heads, KV heads, vocabulary, whether its embeddings are tied)."""
-    names = ["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"]
-    names += ["vocab_size", "tie_word_embeddings"]
-    dtype = settings.model["dtype"]
-    config = transformers.Qwen2Config(**dict(zip(names, shape, strict=True)), dtype=dtype)
+    layers, *widths, vocabulary, tied = shape
+    widths = dict(zip(WIDTHS, widths, strict=False))
+    others = {"num_hidden_layers": layers, "vocab_size": vocabulary, "tie_word_embeddings": tied}
+    config = transformers.Qwen2Config(**widths, **others, dtype=settings.model["dtype"])
     args, lora = training_arguments(settings)
     return footprint(settings, policy_of(config, settings.model, precision(settings.training)), args, lora, 256)
 
@@ -50,7 +51,6 @@ def test_the_footprint_of_the_articles_model():
 
 # GB that four layers keep beyond what two do, of 16 rows of 512 tokens with padding, on an H200: weights in bfloat16,
 # and in float32; products are in bfloat16.
-WIDTHS = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"
 MEASURED = [
     ("Qwen2", (1536, 8960, 12, 2), 1.796, 2.235),
     ("Qwen2", (896, 4864, 14, 2), 1.007, 1.214),
@@ -104,10 +104,8 @@ def test_what_layers_keep_with_and_without_lora_is_what_a_real_forward_pass_keep
     wrong = []
     for options in LORAS:
         for dtype, cast in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, None)):
-            config = transformers.LlamaConfig(
-                hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, vocab_size=100,
-                num_hidden_layers=2, dtype=dtype,
-            )  # fmt: skip
+            shape = dict(zip(WIDTHS, (576, 1536, 9, 3), strict=False))
+            config = transformers.LlamaConfig(**shape, vocab_size=100, num_hidden_layers=2, dtype=dtype)
             lora = LoraConfig(r=16, task_type="CAUSAL_LM", **options) if options else None
             given = copy.deepcopy(lora)
             counted = kept(policy_of(config, precision=cast), lora, 4, 32, layers=2)
@@ -166,9 +164,16 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_calculated_one(monkeyp
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
 SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
 DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
-DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", "512 generated tokens", "GB (estimated)"]
+DEMO += [
+    "2 prompts x 4 = 8 completions",
+    "4 optimizer steps; 16 completions",
+    " 2 times",
+    " 512 generated",
+    "GB (estimated)",
+]
 DEMO += ["answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
+TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["lost everything", "round back", "roughly"]),
     (["--training.save_strategy", "no"], ["warning: save_strategy"], []),
@@ -176,7 +181,11 @@ PLANS = [  # (arguments, what the plan says, what it does not)
     (SMALL, ["round back"], []),
     ([*SMALL, *BY_CHANCE[:2]], ["round back"], []),
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
+    (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times", " 256 gen"], []),
+    (["--training.gradient_accumulation_steps", "2"], ["4 prompts x 4 = 16", "4 optimizer steps; 16 ", " 4 times"], []),
+    (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times", " 28,672 generated"], []),
     ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
+    ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
     ([LORA % 1], ["trained by LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it
 ]
 
@@ -187,26 +196,6 @@ def test_the_plan(tiny, capsys):
         plan = " ".join(capsys.readouterr().out.split())
         said = [word for word in [*words, *absent] if word in plan]
         assert said == words, (arguments, plan)
-
-
-# Settings, then: prompts at once, steps until the next ones, completions and questions of a step, steps, samplings
-FOUR_STEPS = ["--training.max_steps", "4"]
-ARITHMETIC = [
-    (FOUR_STEPS, (4, 2, 8, 2, 4, 2)),
-    ([*FOUR_STEPS, "--training.num_iterations", "2"], (4, 4, 8, 1, 4, 1)),
-    ([*FOUR_STEPS, "--training.gradient_accumulation_steps", "2"], (4, 1, 16, 4, 4, 4)),
-    (["--training.max_steps", "-1", "--training.num_train_epochs", "2"], (4, 2, 8, 2, 224, 112)),
-]
-
-
-def test_steps_and_questions(tiny):
-    for arguments, expected in ARITHMETIC:
-        settings = read_settings([*tiny, *arguments])
-        plan = Plan(
-            settings, *training_arguments(settings), load_policy(settings), SimpleNamespace(train=range(227)), []
-        )
-        batch = (plan.prompts_a_batch, plan.steps_per_call, plan.completions_a_step, plan.questions_a_step)
-        assert (*batch, plan.steps, plan.calls) == expected
 
 
 def test_precision_is_what_upstream_makes_of_the_settings():

@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, refused, tiny_arguments
+from conftest import ROOT, refused, tiny_arguments, weights
 from filelock import FileLock
 from forked import Forked, two
 from safetensors.torch import load_file
-from test_faults import STEPS, weights
+from test_faults import STEPS
 from transformers import AutoModelForCausalLM
 
 import harness.tools.launch
@@ -47,7 +47,6 @@ def stubs(folder: Path, *what: str) -> Forked:
 
 
 def alive(folder: Path) -> list[int]:
-    """Of the stubs."""
     return [pid for pid in (int((folder / rank).read_text()) for rank in "01") if psutil.pid_exists(pid)]
 
 
@@ -67,17 +66,18 @@ def last_line(folder: Path, rank: int) -> str:
     return json.loads((folder / f"{rank}.json").read_text())["line"]
 
 
+def done(run: Path, step: int) -> None:
+    status = RunFolder(run).status()
+    assert status.pop("time") and status.pop("verdict")["line"]
+    assert status == {"status": "done", "exit_status": 0, "step": step}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, policy) -> Path:
     """Two processes' run of STEPS."""
     folder = tmp_path_factory.mktemp("two")
     both_ended(two([*tiny_arguments(policy, folder), *STEPS], folder), 0, 0)
-    status = RunFolder(folder / "run").status()
-    assert (
-        status.pop("time")
-        and status.pop("verdict")["line"]
-        and status == {"status": "done", "exit_status": 0, "step": 6}
-    )
+    done(folder / "run", 6)
     return folder / "run"
 
 
@@ -102,21 +102,18 @@ def test_the_launcher_ends_all_processes_with_the_line_and_the_status_of_the_fir
         assert not alive(folder), what
 
 
-def test_a_signal_is_handed_on_and_waited_for(tmp_path):
-    launcher = stubs(tmp_path, "waits")
+def test_a_signal_is_handed_on_and_waited_for_and_a_second_one_leaves_no_process_behind(tmp_path):
+    launcher = stubs(tmp_path / "waits", "waits")
     launcher.send_signal(signal.SIGUSR1)
     assert ended(launcher, 138) == "stopped by SIGUSR1: checkpoint-2 is complete"
-    assert len(list(tmp_path.glob("*.saved"))) == 2 and not alive(tmp_path)
-
-
-def test_a_second_signal_leaves_no_process_behind(tmp_path):
-    launcher = stubs(tmp_path, "hangs")
+    assert len(list(tmp_path.glob("waits/*.saved"))) == 2 and not alive(tmp_path / "waits")
+    launcher = stubs(tmp_path / "hangs", "hangs")
     launcher.send_signal(signal.SIGTERM)
     time.sleep(4)  # sooner it counts as the same signal
-    assert launcher.poll() is None and len(alive(tmp_path)) == 2
+    assert launcher.poll() is None and len(alive(tmp_path / "hangs")) == 2
     launcher.send_signal(signal.SIGTERM)
-    assert ended(launcher, 143).startswith("stopped by SIGTERM: the same command with --resume goes on from the newest")
-    assert not alive(tmp_path)
+    assert ended(launcher, 143).startswith("stopped by SIGTERM: the same command with --resume")
+    assert not alive(tmp_path / "hangs")
 
 
 def test_a_killed_launcher_leaves_no_process_behind(tmp_path):
@@ -220,23 +217,22 @@ def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):
     launcher.send_signal(signal.SIGUSR1)
     assert job.wait() == 138 and (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 0
-    status = RunFolder(tmp_path / "run").status()
-    assert (
-        status.pop("time")
-        and status.pop("verdict")["line"]
-        and status == {"status": "done", "exit_status": 0, "step": 30}
-    )
+    done(tmp_path / "run", 30)
     # A job that has failed is not queued again; nor one that is done, which has ended with 0 as here.
     slurm["PYTHON"] = str(tmp_path / "failing")
     assert subprocess.run(script, cwd=ROOT, env=os.environ | slurm).returncode == 1
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
+def two_of(engine: str) -> list[str]:
+    start = [sys.executable, "-m", "harness", "launch", "--num_processes", "2"]
+    return [*start, "--config_file", f"recipes/launch/{engine}.yaml"]
+
+
 def sharded(engine: str, *arguments: str, script: str = "train_grpo.py", status: int = 0) -> str:
     """The last line of two processes that divide a model; accelerate is patched to allow that on a CPU."""
     paths = f"{ROOT}/tests/shards_on_cpu:{ROOT}/.venv/deepspeed"  # the latter is that of `make faults`
-    command = [sys.executable, "-m", "harness", "launch", "--config_file", f"recipes/launch/{engine}.yaml"]
-    command += ["--num_processes", "2", *script.split(), *arguments]
+    command = [*two_of(engine), *script.split(), *arguments]
     environment = {**os.environ, "PYTHONPATH": paths}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == status and "Traceback" not in ran.stderr, ran.stderr
@@ -249,9 +245,8 @@ def test_a_divided_model_learns_the_same_and_goes_on(tiny, tmp_path, policy, eng
     sharded(engine, *tiny_arguments(policy, tmp_path / "whole"), *STEPS)
     sharded(engine, *tiny, *STEPS, script="tests/break_it.py spread:backward", status=143)
     sharded(engine, *tiny, *STEPS, "--resume")
-    ddp, whole, parts = (
-        load_file(folder / "model.safetensors") for folder in (uninterrupted, tmp_path / "whole/run", tmp_path / "run")
-    )
+    folders = uninterrupted, tmp_path / "whole/run", tmp_path / "run"
+    ddp, whole, parts = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert all(torch.allclose(ddp[key], whole[key], atol=1e-3) for key in ddp)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").num_parameters() > 10**6
@@ -259,27 +254,21 @@ def test_a_divided_model_learns_the_same_and_goes_on(tiny, tmp_path, policy, eng
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("engine", SHARDED)
-def test_a_divided_model_in_bfloat16_with_lora(tiny, tmp_path, engine):
+def test_a_divided_model_learns_in_bfloat16_with_lora_and_what_overflows_is_not_saved(tiny, tmp_path, engine):
     lora = ["--lora.r", "8", "--lora.target_modules", "all-linear", "--training.learning_rate", "1e-3"]
     sharded(engine, *tiny, *lora, "--model.dtype", "bfloat16", "--training.bf16", "true")
     assert load_file(tmp_path / "run/adapter_model.safetensors")
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("engine", SHARDED)
-def test_divided_weights_that_overflow_are_not_saved(tiny, tmp_path, engine):
+    tiny += ["--training.output_dir", str(tmp_path / "huge")]
     huge = ["--training.learning_rate", "1e39", "--training.max_grad_norm", "0", "--training.save_steps", "1"]
     assert "weights are no longer finite" in sharded(engine, *tiny, *huge, status=1)
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert not list((tmp_path / "huge").glob("checkpoint-*"))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["ddp", *SHARDED])
 def test_two_gpus(tiny, tmp_path, engine):
     cuda = ["--training.use_cpu", "false", "--training.bf16", "true"]
-    command = [sys.executable, "-m", "harness", "launch", "--config_file", f"recipes/launch/{engine}.yaml"]
-    command += ["--num_processes", "2"]
-    stopped = subprocess.run([*command, "tests/break_it.py", "sigterm:backward@1", *tiny, *cuda], cwd=ROOT)
+    stopped = subprocess.run([*two_of(engine), "tests/break_it.py", "sigterm:backward@1", *tiny, *cuda], cwd=ROOT)
     assert stopped.returncode == 143
-    subprocess.run([*command, "train_grpo.py", *tiny, *cuda, "--resume"], cwd=ROOT, check=True)
+    subprocess.run([*two_of(engine), "train_grpo.py", *tiny, *cuda, "--resume"], cwd=ROOT, check=True)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").num_parameters() > 10**6

@@ -92,9 +92,7 @@ def test_the_columns_that_a_reward_uses_are_beside_the_completion(run, shown, ro
     (answer,) = {row["answer"] for row in rows if row["query"] == question}
     for text in (shown("--groups", "9"), shown("--worst", "length_reward", "--step", "3")):
         assert f"{question}\nanswer: {answer}\n\n" in text
-    folder = changed(
-        run, tmp_path, found=[str(i) for i in range(16)]
-    )  # by a reward's own log_extra, for each completion
+    folder = changed(run, tmp_path, found=[str(i) for i in range(16)])  # by a reward's own log_extra
     text = shown("--groups", "9", folder=folder)
     assert text.count("\nfound: ") == 16 and text.count("\nanswer: ") == 4
 
@@ -104,9 +102,8 @@ def test_what_is_odd_is_shown_as_it_is(run, shown, tmp_path):
     text = shown("--groups", "4", folder=changed(run, tmp_path, completion=long))
     assert max(map(len, text.splitlines())) <= 80 and text.replace("\n", "").count("[b]山" * 100 + "終") == 16
     rows = kept(run, 3)
-    folder = changed(
-        run, tmp_path, answer_reward=[None] * 4 + list(rows.answer_reward[4:]), prompt=[rows.prompt[0]] * 16
-    )
+    answers = [None] * 4 + list(rows.answer_reward[4:])
+    folder = changed(run, tmp_path, answer_reward=answers, prompt=[rows.prompt[0]] * 16)
     text = shown("--groups", "9", folder=folder)  # four groups with one prompt, and a reward that did not apply to one
     assert len(GROUP.findall(text)) == 4 and text.count("answer –") == 4
     assert len(SCORES.findall(shown("--worst", "answer_reward", "--groups", "16", folder=folder))) == 12

@@ -8,16 +8,10 @@ from conftest import ROOT
 import train_grpo
 from harness.run_folder import RunFolder
 
-MADE = (ROOT / "demo/real/model/config.json").exists()
+IF_MADE = pytest.mark.skipif(not (ROOT / "demo/real/model").exists(), reason="make demo/real/model/config.json")
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        None,
-        pytest.param("demo/real/model", marks=pytest.mark.skipif(not MADE, reason="make demo/real/model/config.json")),
-    ],
-)
+@pytest.mark.parametrize("model", [None, pytest.param("demo/real/model", marks=IF_MADE)])
 def test_make_real_trains_with_its_settings(model, policy, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     small = "--training.max_steps 2 --training.gradient_accumulation_steps 1 --training.max_completion_length 8"

@@ -9,21 +9,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, tiny_arguments
+from conftest import ROOT, dies_in_step, tiny_arguments
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from transformers import AutoTokenizer
-from trl import GRPOTrainer
 
 import rewards
 import train_grpo
 from harness.after.report import pause
 from harness.before.data import load_data
-from harness.during.progress import log_line
-from harness.errors import UserError
 from harness.run_folder import RunFolder
 from harness.settings import read_settings
 from harness.tools import chat, compare
@@ -49,8 +45,6 @@ def test_both_sides_of_every_question_are_kept_and_scored_and_none_is_trained_on
             assert set(scores) == {"emoji_reward", "length_reward", "answer_reward"}
             assert (scores["answer_reward"] is None) is not row["held_out"]  # our own questions have no answer column
     data = load_data(read_settings(["--config", str(run / "config.yaml")]), AutoTokenizer.from_pretrained(policy))
-    assert not set(data.train["query"]) & set(data.held_out["query"])
-    assert len(data.train) + len(data.held_out) == 291
     assert [row["question"] for row in rows if row["held_out"]] == list(data.held_out["query"])
 
 
@@ -78,23 +72,15 @@ def test_the_effective_config_repeats_the_run_and_its_curves_are_drawn(run, tmp_
     assert len(losses[0]) == 8 and losses[0] == losses[1]
     picture = imread(tmp_path / "again/reward_curves.png")
     assert picture.shape[0] > 800 and picture.shape[1] > 1000
+    assert [pause(seconds) for seconds in (0.1, 0.4, 2, 10)] == [20, 60, 60, 200]
     assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5  # neither blank nor black
 
 
-def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(run, tiny, tmp_path, policy, monkeypatch):
-    step = GRPOTrainer.training_step
-
-    def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(GRPOTrainer, "training_step", interrupted)
+def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(run, tiny, tmp_path, policy):
     tokenizer = AutoTokenizer.from_pretrained(policy)
     stops = [i for i in range(len(tokenizer)) if "。" in tokenizer.decode([i])]
     suppressed = f"--training.generation_kwargs={{suppress_tokens: {stops}}}"
-    with pytest.raises(KeyboardInterrupt):
-        train_grpo.main([*tiny, "--training.save_steps", "2", suppressed])
+    dies_in_step(4, [*tiny, "--training.save_steps", "2", suppressed])
     assert "**Unfinished" in (tmp_path / "run/README.md").read_text()
     rows = RunFolder(tmp_path / "run").samples()
     assert rows and all(row["before"] and row["after"] is None for row in rows)
@@ -125,18 +111,6 @@ def test_two_processes_rehearse_and_report_once(tiny, tmp_path):
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
 
-def test_how_often_curves_are_drawn():
-    assert [pause(seconds) for seconds in (0.1, 0.4, 2, 10)] == [20, 60, 60, 200]
-
-
-def test_log_line():
-    lengths = {"mean_length": 100.0, "mean_characters": 140.4, "clipped_ratio": 0.0625}
-    logs = {"reward": 1.5, "rewards/emoji_reward/mean": 1.25, "kl": 0.0123, "step_time": 2.0}
-    logs |= {f"completions/{name}": value for name, value in lengths.items()}
-    line = "step 40/1250  reward 1.50  emoji 1.25 | 100 tokens, 140 characters, 6% cut off | KL 0.0123 | 3,200 tokens/s"
-    assert log_line(SimpleNamespace(global_step=40, max_steps=1250), logs, 64) == line
-
-
 @pytest.mark.draws
 def test_the_last_lines_are_commands_also_where_the_report_cannot_be_written(tiny, tmp_path, monkeypatch, capsys):
     def full(*args):
@@ -148,6 +122,8 @@ def test_the_last_lines_are_commands_also_where_the_report_cannot_be_written(tin
     train_grpo.main([*tiny, "--training.output_dir", str(folder)])
     said = capsys.readouterr().out
     assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
+    log = r"^step 3/4  reward [\d.]+  emoji .* \| [\d.]+ tokens, \d+ characters, \d+% cut off \| .* \| [\d,]+ tokens/s$"
+    assert re.search(log, said, re.MULTILINE)
     *_, model, talk, compared, go_on, warning, verdict = said.splitlines()
     assert model == f"the model:   {folder}" and re.match(r"\w+( \w+)?: ", verdict)
     assert warning.startswith("warning: step 1: the report is incomplete")
@@ -184,11 +160,9 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("*.png"))  # only on request
     compare.main([str(run), "-o", "mine.png"])
     assert (tmp_path / "mine.png").stat().st_size > 10_000
-    for name in ("rewards.py", "samples.jsonl", "run.json"):  # a folder that lacks one of them
-        capsys.readouterr()
-        (other / name).unlink()
-        compare.main([str(run), str(other)])
-        assert str(other) in (out := capsys.readouterr().out) and "not there" in out, name
+    (other / "rewards.py").unlink()
+    compare.main([str(run), str(other)])
+    assert "not there" in capsys.readouterr().out
 
 
 def test_a_tool_is_started_by_its_name():
@@ -202,11 +176,3 @@ def test_a_tool_is_started_by_its_name():
         result = subprocess.run([sys.executable, "-m", "harness", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == status and words in result.stdout + result.stderr, arguments
         assert "Traceback" not in result.stderr
-
-
-def test_compare_names_a_folder_it_cannot_read(tmp_path):
-    for content in (None, "", "{", "[]", '{"log_history": []}'):
-        if content is not None:
-            (tmp_path / "trainer_state.json").write_text(content)
-        with pytest.raises(UserError, match=f"^{tmp_path}"):
-            compare.main([str(tmp_path)])

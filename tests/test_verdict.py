@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, refused
+from conftest import ROOT
 
 import train_grpo
 from harness.after.verdict import WORDS, alike, interval, likely_reason, verdict
@@ -44,12 +44,6 @@ def test_an_unchanged_policy_is_called_changed_once_in_20_runs():
             found = [interval(np.subtract(*(scores := draw(size=(2, n)))), scores) for _ in range(800)]
             wrong[kind, n] = np.mean([each.low > 0 or each.high < 0 for each in found])
     assert max(wrong.values()) < 0.075 and min(wrong["continuous", n] for n in (8, 16, 64)) > 0.03, wrong
-
-
-def test_alike():
-    assert alike(["富士山です。", "琵琶湖です。", "利根川です。"]) == pytest.approx(1 / 3)
-    same = ["とてもいい質問ですね。ぜひ自分で調べて。🌸✨", "とてもいい質問ですね。ぜひ自分で調べて。💪🔥🔥"]
-    assert alike([*same, "横浜市です。", ""]) == 0.5
 
 
 UP, SAME, DOWN = [1, 2] * 8, [0, 0.1, 0, -0.1] * 4, [-1, -0.5] * 8
@@ -110,6 +104,8 @@ def test_a_reward_that_tells_no_answer_from_another_is_not_learned_and_one_answe
         sample["after"]["completion"] = "yes!"
     line = "hacked: emoji +1.00 (0.50 to 1.50) rose; 100% of the answers say nearly the same (6% before)"
     assert verdict(samples, {"emoji": 1}).line == line
+    same = ["とてもいい質問ですね。ぜひ自分で調べて。🌸✨", "とてもいい質問ですね。ぜひ自分で調べて。💪🔥🔥"]
+    assert alike([*same, "横浜市です。", ""]) == 0.5
     for sample in samples:
         sample["before"]["rewards"] = sample["after"]["rewards"] = {"constant": 1.0}
     assert verdict(samples, {"constant": 1}).line.startswith("not learned: constant 0.00 (-0.19 to 0.19)")
@@ -183,22 +179,9 @@ def test_best_keeps_an_early_checkpoint_of_the_hacked_demo(demo, tmp_path, capsy
     assert words in capsys.readouterr().out and words in card and "| evaluation | step 12: total reward" in card
 
 
-def test_a_run_at_learning_rate_0_has_changed_nothing(tiny, capsys):
+def test_a_run_at_learning_rate_0_has_changed_nothing_and_is_not_done(tiny, tmp_path, capsys):
     with pytest.raises(RunError, match="the weights have not changed"):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "no change: all 64 answers are as before; likely because no step has moved a weight"
-
-
-def test_a_lora_run_of_too_small_steps_says_that_it_was_too_slow(tiny, capsys):
-    train_grpo.main([*tiny, "--lora", "{r: 4, target_modules: [q_proj]}", "--training.learning_rate", "1e-6"])
-    *_, merged, _, _, more, last = capsys.readouterr().out.splitlines()
-    assert merged.startswith("merge it: ") and "/run-merged --training.output_dir " in more
-    assert "; likely because learning_rate 1e-06 is one for all weights" in last
-
-
-def test_a_metric_that_is_none_of_the_rewards_is_reported_at_the_start(tiny):
-    best = ["--config", str(ROOT / "recipes/best.yaml"), "--training.save_steps", "125"]
-    for metric in ("rewards/emojireward/mean", "loss"):  # upstream takes the loss where none is named
-        message = refused([*tiny, *best, "--training.metric_for_best_model", metric])
-        assert "training.metric_for_best_model: " in message and metric in message and "canaries_hold" in message
+    assert "**Failed: the weights have not changed" in (tmp_path / "run/README.md").read_text()
