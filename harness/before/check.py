@@ -16,7 +16,7 @@ from harness.before.machine import check_weights
 from harness.before.messages import as_messages
 from harness.before.miniature import has_miniature, try_a_step
 from harness.before.plan import Plan
-from harness.before.policy import loading_problem, taken_from_base
+from harness.before.policy import changes_base, loading_problem
 from harness.before.resume import check_same_run
 from harness.errors import RewardError, UserError, in_short, one_line
 from harness.reward import GUARDED, Reward
@@ -84,15 +84,9 @@ def check_reference_model(plan: Plan) -> None:
     if plan.args.sync_ref_model and (plan.lora or not plan.args.beta):
         keys = ("training.sync_ref_model", "training.beta", "lora")
         raise plan.settings.error(keys, "there is no reference model to sync with LoRA, or with beta 0")
-    if plan.lora:
-        keys = ("lora.init_lora_weights", "training.beta")
-        taken = taken_from_base(plan.lora)
-        if not torch.equal(taken, taken_from_base(plan.lora)):
-            raise plan.settings.error(
-                keys[0], "the base is changed by chance, and not alike when the adapter is loaded"
-            )
-        if taken.any() and plan.args.beta:
-            raise plan.settings.error(keys, "this init_lora_weights changes the base model, which is the reference")
+    if plan.lora and plan.args.beta and changes_base(plan.lora):
+        keys = ("lora.init_lora_weights", "lora", "training.beta")
+        raise plan.settings.error(keys, "this init_lora_weights changes the base model, which is the reference")
 
 
 def check_amount(plan: Plan) -> None:

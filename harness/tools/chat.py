@@ -35,14 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.samples import complete, score
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
-    from harness.before.policy import taken_from_base
+    from harness.before.policy import changes_base
     from harness.tools.trained import load_model
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder.path)
         trained = load_model(settings["model"], folder.path)
         # Of a LoRA run one model is both, its adapter switched off and on; but of one that has changed the base.
-        switched = folder.is_lora() and not taken_from_base(trained.active_peft_config).any()
+        switched = folder.is_lora() and not changes_base(trained.active_peft_config)
         base = trained if switched else load_model(settings["model"])
         rewards = todays_rewards(settings["rewards"])
     sampling = sampling_arguments(settings["training"])
