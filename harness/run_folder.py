@@ -161,12 +161,12 @@ class RunFolder:
                 lock.acquire(timeout=0)
             except Timeout as error:
                 holder = self.holder.read_text()
-                raise UserError(f"training.output_dir: {self} is in use by another run ({holder})") from error
+                raise UserError(f"{self} is in use by another run ({holder})") from error
             except OSError as error:
                 no_lock = error
             self.holder.write_text(f"process {os.getpid()} on {platform.node()}")
         except OSError as error:
-            raise UserError(f"training.output_dir: {self} cannot be written: {error}") from error
+            raise UserError(f"{self} cannot be written: {error}") from error
         return no_lock
 
     def status(self) -> dict[str, Any]:

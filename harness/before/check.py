@@ -176,7 +176,10 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
     """A folder without a run, or with this very one, and room for what the run leaves in it; raises UserError."""
     key = "training.output_dir"
     error = plan.settings.error
-    free = folder.room()
+    try:
+        free = folder.room()
+    except UserError as problem:
+        raise error(key, str(problem)) from problem
     if resume:
         check_same_run(plan, folder)
     model = Path(plan.settings.model["pretrained_model_name_or_path"])
