@@ -6,11 +6,14 @@
 import ctypes
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
@@ -49,10 +52,6 @@ def exit_status(
             end_children()
     except UserError as error:
         return _say(error.in_words(), 2)
-    except ModuleNotFoundError as error:
-        if not (remedy := how_to_install()):
-            raise
-        return _say(f"error: {error.name}: is not installed for {sys.executable}; {remedy}", 2)
     except (RunError, RewardError) as error:
         from tqdm import tqdm
 
@@ -63,21 +62,39 @@ def exit_status(
         return _say(f"\n{error.in_words()}", 128 + error.number)
     except SystemExit as done:  # --help, --print_config, a run that is done already
         return _say("", done.code or 0)
+    except Exception as error:
+        problem = in_place_of_a_package(error) or how_to_install(error)
+        if not problem:
+            raise
+        return _say(f"error: {problem}", 2)
     return _say("", 0)
 
 
-def how_to_install() -> str | None:
+def in_place_of_a_package(error: Exception) -> str | None:
+    """What lies beside the program, and is taken for a package that the traceback speaks of; None where nothing is."""
+    said = "".join(traceback.format_exception(error))
+    for name in re.findall(r"(?:is_|import |from |odule '|named ')(\w+?)(?:_available)?\b", said):
+        path = os.path.join(sys.path[0], name)
+        if name != "harness" and path in str(PathFinder.find_spec(name)):
+            return f"{path}: is taken for a package; rename it"
+    return None
+
+
+def how_to_install(error: Exception) -> str | None:
     """What to do where a package of requirements.txt is missing; None where none is."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    problem = f"{error.name}: is not installed for {sys.executable}; "
     requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
     pins = [line for line in requirements.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"]
     try:
-        for name in (pin.partition("==")[0] for pin in pins):
-            version(name)
+        for pin in pins:
+            version(pin.partition("==")[0])
     except PackageNotFoundError:
         ours = requirements.parent / ".venv"
         if (ours / "installed").exists() and Path(sys.prefix).resolve() != ours.resolve():
-            return f"start it with {quote(os.path.relpath(ours / 'bin/python'))}, where make has installed it"
-        return f"run {quote(sys.executable)} -m pip install -r {quote(os.path.relpath(requirements))}"
+            return f"{problem}start it with {quote(os.path.relpath(ours / 'bin/python'))}, where make has installed it"
+        return f"{problem}run {quote(sys.executable)} -m pip install -r {quote(os.path.relpath(requirements))}"
     return None
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ class RunFolder:
         self.run_file, self.status_file = self.path / "run.json", self.path / "status.json"
         self.samples_file, self.state_file = self.path / "samples.jsonl", self.path / "trainer_state.json"
         self.card, self.curves = self.path / "README.md", self.path / "reward_curves.png"
+        self.holder = self.path / "_lock_holder"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -132,17 +134,40 @@ class RunFolder:
         finally:
             lock.release()
 
-    def _take(self, lock: FileLock) -> None:
-        holder = self.path / "_lock_holder"
-        self.path.mkdir(parents=True, exist_ok=True)
+    def room(self) -> int:
+        """Bytes that are free there, found by taking it as a run does; nothing of that is left. Raises UserError."""
+        lock = FileLock(self.path / "_lock")
+        paths = (self.path / "_lock", self.holder, self.path, *self.path.parents)
+        new = [path for path in paths if not os.path.lexists(path)]
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            problem = f"is in use by another run ({holder.read_text()})"
-            raise UserError(f"training.output_dir: {self} {problem}; wait for it, stop it, or choose another") from None
+            no_lock = self._take(lock)
+            if no_lock:
+                print(f"note: {self} cannot be locked ({no_lock}); start no other run in it", flush=True)
+            return shutil.disk_usage(self.path).free
+        finally:
+            lock.release()
+            for path in new:
+                if os.path.isdir(path):
+                    path.rmdir()
+                elif os.path.lexists(path):
+                    path.unlink()
+
+    def _take(self, lock: FileLock) -> OSError | None:
+        """Make it, lock it, and write to it; returns why it cannot be locked, as on some file systems."""
+        no_lock = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                holder = self.holder.read_text()
+                raise UserError(f"{self} is in use by another run ({holder})") from error
+            except OSError as error:
+                no_lock = error
+            self.holder.write_text(f"process {os.getpid()} on {platform.node()}")
         except OSError as error:
-            raise UserError(f"training.output_dir: {self} cannot be locked: {error}") from None
-        holder.write_text(f"process {os.getpid()} on {platform.node()}")
+            raise UserError(f"{self} cannot be written: {error}") from error
+        return no_lock
 
     def status(self) -> dict[str, Any]:
         """What write_status has written; {} where there is nothing, or something else."""

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, refused
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MusicgenConfig,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+    T5Config,
+)
 
 import rewards
 import train_grpo
@@ -33,6 +41,9 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--model.pretrained_model_name_or_path LICENSE", "model.pretrained_model_name_or_path: ", "LICENSE"),
     ("--lora.target_modules [q_prj]", "lora: ", "q_prj"),
     ("--lora.init_lora_weights loftq --lora.r 4", "lora.init_lora_weights: ", "scipy"),
+    ("--lora.init_lora_weights pissa", "lora.init_lora_weights: ", "reference"),  # beta is 0.04
+    ("--lora {init_lora_weights:\u00a0olora}", "lora: ", "reference"),
+    ("--lora.init_lora_weights pissa_niter_4 --training.beta 0", "lora.init_lora_weights: ", "niter"),
     ("--dataset.path my/data --dataset.data_files null", "dataset.", "my/data"),
     ("--dataset.path ./data --dataset.data_files null", "dataset.", "data"),
     ("--dataset.data_files no.json", "dataset.data_files: ", f"{ROOT}/no.json"),
@@ -79,7 +90,7 @@ IN_MINIATURE = [  # arguments, what the message begins with; None: it passes
     ("", None),
     ("--lora {target_modules:\u00a0[q_proj,\u00a0lm_head]}", "lora.target_modules: "),
     ("--lora {trainable_token_indices:\u00a0[5,\u00a06],\u00a0r:\u00a04}", "lora.trainable_token_indices: "),
-    ("--lora {init_lora_weights:\u00a0pissa,\u00a0r:\u00a064}", None),
+    ("--lora {init_lora_weights:\u00a0pissa,\u00a0r:\u00a064} --training.beta 0", None),
     ("--lora {layers_to_transform:\u00a0[1],\u00a0target_modules:\u00a0[v_proj]}", None),
     ("--lora {use_dora:\u00a0true} --model.dtype bfloat16 --training.gradient_checkpointing true", None),
     ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn]", None),
@@ -195,6 +206,16 @@ def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):
     shutil.copytree(policy, folder)
     (folder / "chat_template.jinja").unlink()
     assert "no chat template" in refused([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
+
+
+def test_a_model_of_another_kind_is_named(policy, tiny, tmp_path):
+    for config in (Qwen2_5_VLConfig(), Qwen3VLConfig(), MusicgenConfig(), T5Config()):
+        folder = tmp_path / config.model_type
+        shutil.copytree(policy, folder, ignore=shutil.ignore_patterns("config.json"))
+        config.save_pretrained(folder)
+        message = refused([*tiny, "--model.pretrained_model_name_or_path", str(folder), "--check"])
+        assert message.startswith(f"model.pretrained_model_name_or_path: {config.model_type}: "), message
+        assert "GPT2Config" not in message
 
 
 def test_too_little_disk_is_reported_with_both_figures(tiny, monkeypatch):

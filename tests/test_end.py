@@ -1,5 +1,6 @@
 """How a program ends: packages that are missing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,35 @@ def test_missing_packages_are_one_line_with_the_command_that_installs_them(tmp_p
         (tmp_path / ".venv").mkdir(exist_ok=True)
         (tmp_path / ".venv/installed").touch()
     assert wrong == []
+
+
+def test_what_lies_in_the_place_of_a_package_is_named(tmp_path):
+    rows = [  # what lies beside the program, and what Python is told to do
+        ("vllm", "from trl import GRPOTrainer"),
+        ("scipy", "import scipy.optimize"),
+        ("datasets.py", "from datasets import load_dataset"),
+        ("trl.py", "import trl; trl.GRPOConfig"),
+        (None, "from trl import nothing"),  # a mistake of ours
+    ]
+    for name, statement in rows:
+        folder = tmp_path / f"beside {name}"
+        folder.mkdir()
+        (folder / "data").mkdir()
+        if name and name.endswith(".py"):
+            (folder / name).touch()
+        elif name:
+            (folder / name).mkdir()
+        program = f"from harness.end import exit_status\ndef main():\n    {statement}\nexit(exit_status(main))\n"
+        (folder / "program").write_text(program)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, folder / "program"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        said = result.stderr.splitlines()
+        if name:
+            found = (result.returncode, said[-1].partition(": is taken")[0])
+            assert found == (2, f"error: {folder / name.removesuffix('.py')}"), result
+        else:
+            assert result.returncode == 1 and "Traceback" in result.stderr
 
 
 def test_a_module_that_is_missing_though_all_packages_are_there_is_no_users_mistake():

@@ -23,6 +23,7 @@ LORA += ["--training.learning_rate=1e-2", "--samples.held_out=0"]
 def runs(policy, tmp_path_factory):
     """By the dtype of the base model; `tied`: of its embedding, which is its output layer too."""
     more = {"float32": ["--model.dtype=float32"], "bfloat16": ["--model.dtype=bfloat16"]}
+    more["pissa"] = [*more["float32"], "--lora.init_lora_weights=pissa", "--training.beta=0"]
     more["tied"] = ["--lora.target_modules=[embed_tokens]", "--training.max_steps=2"]
     folders = {name: tmp_path_factory.mktemp(name) for name in more}
     for name, folder in folders.items():
@@ -30,9 +31,14 @@ def runs(policy, tmp_path_factory):
     return {name: folder / "run" for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 0.01), ("bfloat16", 0.1, 5)])
-def test_the_merged_folder_opens_and_answers_alike(dtype, least, most, runs, policy, tmp_path, capfd, monkeypatch):
-    run = shutil.copytree(runs[dtype], tmp_path / "run")
+MERGED = [("float32", "float32", 0, 0.01), ("bfloat16", "bfloat16", 0.1, 5), ("pissa", "float32", 0, 0.1)]
+
+
+@pytest.mark.parametrize(("name", "dtype", "least", "most"), MERGED)
+def test_the_merged_folder_opens_and_answers_alike(
+    name, dtype, least, most, runs, policy, tmp_path, capfd, monkeypatch
+):
+    run = shutil.copytree(runs[name], tmp_path / "run")
     merge.main([f"{run}/"])
     out, err = capfd.readouterr()
     folder = tmp_path / "run-merged"

@@ -1,7 +1,10 @@
 """The folder of a run: what is written there is read back the same, and what is damaged is named or left out."""
 
 import datetime
+import errno
+import fcntl
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -22,6 +25,37 @@ def test_what_is_written_is_read_back_whatever_it_holds(tmp_path):
     folder.write_status("running", step=3)  # killed: it says when it was last alive
     alive = datetime.datetime.fromisoformat(folder.status()["time"])
     assert folder.status()["step"] == 3 and abs((datetime.datetime.now(datetime.UTC) - alive).total_seconds()) < 60
+
+
+def test_a_folder_is_tried_as_a_run_takes_it_and_nothing_is_left(tmp_path, monkeypatch, capsys):
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for name in ("old", "used"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    rows = [  # folder, a word of the error or None
+        ("new/run", None),
+        ("old", None),
+        ("used", "in use"),
+        ("file", "File exists"),
+        ("file/run", "Not a directory"),
+        ("link", "File exists"),
+        (f"new/{'x' * 300}", "too long"),
+    ]
+    with RunFolder(tmp_path / "used").locked():
+        before = set(tmp_path.rglob("*"))
+        for name, word in rows:
+            folder = RunFolder(tmp_path / name)
+            with nullcontext() if word is None else pytest.raises(UserError, match=rf"^{folder} .*{word}"):
+                assert folder.room() > 0
+            assert set(tmp_path.rglob("*")) == before and capsys.readouterr().out == "", name
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    folder = RunFolder(tmp_path / "unlocked/run")
+    assert folder.room() > 0 and not folder.path.parent.exists() and "note: " in capsys.readouterr().out
+    with folder.locked():  # it goes on
+        assert folder.status()["status"] == "running"
 
 
 def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):

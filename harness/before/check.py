@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from harness.before.machine import check_weights
 from harness.before.messages import as_messages
 from harness.before.miniature import has_miniature, try_a_step
 from harness.before.plan import Plan
-from harness.before.policy import loading_problem
+from harness.before.policy import changes_base, loading_problem
 from harness.before.resume import check_same_run
 from harness.errors import RewardError, UserError, in_short, one_line
 from harness.reward import GUARDED, Reward
@@ -81,9 +80,13 @@ def check_generation(plan: Plan) -> None:
 
 
 def check_reference_model(plan: Plan) -> None:
+    """A base model as it was, where it is needed as that; raises UserError."""
     if plan.args.sync_ref_model and (plan.lora or not plan.args.beta):
         keys = ("training.sync_ref_model", "training.beta", "lora")
         raise plan.settings.error(keys, "there is no reference model to sync with LoRA, or with beta 0")
+    if plan.lora and plan.args.beta and changes_base(plan.lora):
+        keys = ("lora.init_lora_weights", "lora", "training.beta")
+        raise plan.settings.error(keys, "this init_lora_weights changes the base model, which is the reference")
 
 
 def check_amount(plan: Plan) -> None:
@@ -173,6 +176,10 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
     """A folder without a run, or with this very one, and room for what the run leaves in it; raises UserError."""
     key = "training.output_dir"
     error = plan.settings.error
+    try:
+        free = folder.room()
+    except UserError as problem:
+        raise error(key, str(problem)) from problem
     if resume:
         check_same_run(plan, folder)
     model = Path(plan.settings.model["pretrained_model_name_or_path"])
@@ -180,12 +187,6 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
         raise error(key, f"{folder} is the folder of the model itself, which would be overwritten")
     if not resume and (folder.checkpoints() or folder.state_file.exists()):
         raise error(key, f"{folder} already holds a run; go on with it by --resume, or choose another folder")
-    there = folder.path.absolute()
-    while not there.exists():
-        there = there.parent
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise error(key, f"{folder} cannot be written: {there} is no folder to write to")
-    free = shutil.disk_usage(there).free
     if free < plan.disk:
         room = f"{free / 1e6:,.0f} MB are free, {plan.disk / 1e6:,.0f} MB are needed"
         raise error(key, f"{room} for the model and its checkpoints (save_total_limit)")

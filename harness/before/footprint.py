@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import GRPOConfig
 
-from harness.before.policy import Policy
+from harness.before.policy import NAME, Policy
 from harness.errors import in_short, one_line
 from harness.settings import Settings
 
@@ -44,14 +44,14 @@ def footprint(
     settings: Settings, policy: Policy, args: GRPOConfig, lora: LoraConfig | None, longest_prompt: int
 ) -> Footprint:
     """Sizes from the model's shape, and the tokens of a prompt. Raises UserError for a LoRA that does not fit it."""
-    text = policy.config.get_text_config()
     rows = args.per_device_train_batch_size
     tokens = longest_prompt + args.max_completion_length
     unset_hf_deepspeed_config()  # or ZeRO-3 would divide a model that has no weights
     try:  # first without LoRA: its parameters are the base model's, and its errors are about the model
         parameters = _without_weights(policy, policy.config, None).num_parameters()
-    except Exception as error:  # ValueError: BloomForCausalLM does not support ... scaled_dot_product_attention yet
-        raise settings.error("model", one_line(error)) from error
+    except Exception as error:  # ValueError: Unrecognized configuration class; Bloom does not support ...
+        problem = str(error).partition("Model type should be")[0]  # over a hundred
+        raise settings.error(NAME, f"{policy.config.model_type}: {one_line(problem)}") from error
     try:
         model = _without_weights(policy, policy.config, lora)
     except Exception as error:  # ValueError: Target modules {...} not found in the base model
@@ -61,6 +61,7 @@ def footprint(
     if args.deepspeed_plugin:
         set_hf_deepspeed_config(args.deepspeed_plugin.dschf)
 
+    text = policy.config.get_text_config()
     fsdp, zero = sharding(args)
     mixed = policy.precision is not None
     width = policy.dtype.itemsize

@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -126,6 +127,20 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
     if from_hub:
         raise ValueError(f"the kernel {requested} does not load ({problem})")
     return None, f"not {requested}: {problem}"
+
+
+def changes_base(lora: LoraConfig) -> bool:
+    """Whether such an adapter takes something out of a base weight when it is put in, as pissa, olora and loftq do.
+
+    It does so again when it is loaded from its folder; but switched off, it leaves no model that ever was.
+    """
+    weight = torch.arange(64.0 * 64).square().sin().view(64, 64)  # as good as random
+    start = LoraConfig(init_lora_weights=lora.init_lora_weights, loftq_config=lora.loftq_config, target_modules=["0"])
+    with torch.random.fork_rng():
+        layer = torch.nn.Linear(64, 64)
+        layer.weight.data = weight.clone()
+        get_peft_model(torch.nn.Sequential(layer), start)
+    return not torch.equal(layer.weight, weight)
 
 
 def load_reward_models(rewards: list[Reward]) -> None:

@@ -35,13 +35,15 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.samples import complete, score
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
+    from harness.before.policy import changes_base
     from harness.tools.trained import load_model
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder.path)
         trained = load_model(settings["model"], folder.path)
-        # Of a LoRA run one model is both: its adapter is switched off and on.
-        base = trained if folder.is_lora() else load_model(settings["model"])
+        # Of a LoRA run one model is both, its adapter switched off and on; but of one that has changed the base.
+        switched = folder.is_lora() and not changes_base(trained.active_peft_config)
+        base = trained if switched else load_model(settings["model"])
         rewards = todays_rewards(settings["rewards"])
     sampling = sampling_arguments(settings["training"])
     ends = eos_token_ids(base, tokenizer)
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         table = Table(title=question)
         table.add_column("base", overflow="fold")
         table.add_column("trained", overflow="fold")
-        with trained.disable_adapter() if folder.is_lora() else nullcontext():
+        with trained.disable_adapter() if switched else nullcontext():
             answer_of_base = answer(base, prompt)
         table.add_row(answer_of_base, answer(trained, prompt))
         console.print(table)

@@ -58,11 +58,8 @@ def merge(settings: dict, folder: RunFolder, output: Path) -> None:
         model.float()
         return torch.cat([model(prompt.to(model.device)).logits[0].cpu() for prompt in prompts])
 
-    model = load_model(base_model, folder.path)
-    adapter = logits(model)
-    with model.disable_adapter():
-        base = logits(model)
-    del model
+    base = logits(load_model(base_model))  # not by disable_adapter(): some adapters change it
+    adapter = logits(load_model(base_model, folder.path))
     if torch.equal(adapter, base):
         raise RunError(f"{folder}: its adapter changes nothing, so there is nothing to merge")
 
