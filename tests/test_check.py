@@ -190,13 +190,6 @@ def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
         assert message.startswith("rewards.emoji_reward: ") and word in message
 
 
-def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):
-    folder = tmp_path / "base"
-    shutil.copytree(policy, folder)
-    (folder / "chat_template.jinja").unlink()
-    assert "no chat template" in refused([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
-
-
 def test_too_little_disk_is_reported_with_both_figures(tiny, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     message = refused([*tiny, "--check"])
