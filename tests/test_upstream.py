@@ -81,7 +81,7 @@ class Recorder(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def run(policy, rows, tmp_path_factory) -> Recorder:
-    """Upstream's own trainer: 4 steps of 2 micro-batches; a generation batch feeds 2; saved, uploaded at 2, 4, after."""
+    """Upstream's own trainer: 4 steps of 2 micro-batches; a generation batch feeds 2; saves at 2, at 4, and after."""
     values = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
     values |= {"save_steps": 2, "push_to_hub": True, "hub_model_id": "me/run", "hub_always_push": True}
     settings, recorder = read_settings(tiny_arguments(policy, tmp_path_factory.mktemp("upstream"))), Recorder()
