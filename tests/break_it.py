@@ -8,8 +8,6 @@ raise:N                      a reward raises at its Nth call
 children:N                   a reward starts children of every kind; in its Nth call Ctrl-C comes to all that are forked
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
 @RANK                        in this process of several only
-
-No curves are drawn, which would take longer than the training.
 """
 
 import functools

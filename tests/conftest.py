@@ -1,5 +1,6 @@
 """What the tests train on: a policy of the demo's shape, taught for two seconds, and its questions."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from trl import GRPOTrainer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
+from trl import GRPOTrainer  # noqa: E402
+
 import harness.after.report as report  # noqa: E402
 import train_grpo  # noqa: E402
 from harness.during.watch import Watch  # noqa: E402
@@ -112,6 +114,15 @@ def interrupted(dead, tiny, tmp_path) -> list[str]:
     """Arguments of the copy in tmp_path, which differ in its place only."""
     shutil.copytree(dead, tmp_path / "run")
     return [*tiny, *SIX_STEPS]
+
+
+def use_rewards(file: str, monkeypatch):
+    """A file of the repository, as if it had been copied to rewards.py."""
+    spec = importlib.util.spec_from_file_location("rewards", ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "rewards", module)
+    return module
 
 
 def weights(folder: Path) -> bytes:

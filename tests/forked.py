@@ -28,17 +28,14 @@ server.set_forkserver_preload(["break_it", *(f"harness.{name}" for name in USED)
 class Forked:
     """A process of train_grpo.py, or of `python -m harness launch`; what it prints goes into `folder`.
 
-    Args:
-        fault: as break_it.py takes it.
-        environment: variables to add; to remove, where they are None.
-        terminal: a pseudo-terminal's path, to be the process's own.
-        disk: a folder that in this process is a disk of its own, of 100 MB; copied to its side at the end.
+    fault: as break_it.py takes it. environment: variables to add. terminal: a pseudo-terminal's path, to be its own.
+    disk: a folder that in this process is a disk of its own, of 100 MB; copied to its side at the end.
     """
 
     def __init__(self, arguments, folder: Path, fault="", program="train_grpo", environment=None, terminal="", disk=""):
         folder.mkdir(parents=True, exist_ok=True)
         self.files = [folder / name for name in ("stdout", "stderr")]
-        variables = {key: value for key, value in (os.environ | (environment or {})).items() if value is not None}
+        variables = dict(os.environ) | (environment or {})
         outputs = [terminal] * 2 if terminal else list(map(str, self.files))
         _start_server()
         how = (program, list(map(str, arguments)), fault, variables, outputs, bool(terminal), str(disk))

@@ -201,13 +201,6 @@ def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
         assert message.startswith("rewards.emoji_reward: ") and word in message
 
 
-def test_a_tokenizer_without_chat_template_is_refused(policy, tiny, tmp_path):
-    folder = tmp_path / "base"
-    shutil.copytree(policy, folder)
-    (folder / "chat_template.jinja").unlink()
-    assert "no chat template" in refused([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
-
-
 def test_a_model_of_another_kind_is_named(policy, tiny, tmp_path):
     for config in (Qwen2_5_VLConfig(), Qwen3VLConfig(), MusicgenConfig(), T5Config()):
         folder = tmp_path / config.model_type

@@ -36,17 +36,10 @@ def test_prompts_are_counted_as_upstream_counts_them_with_the_runs_template(load
     tokenizer.backend_tokenizer.enable_truncation(5)  # as a tokenizer.json may have it, which upstream undoes
     tokenizer.backend_tokenizer.enable_padding()
     assert load().lengths.tolist() == expected
+    assert len(load("--prompts.max_length", max(expected)).train) == len(texts)  # it is inclusive
     tokenizer.chat_template += "{% if think %}{{ 'think ' * think }}{% endif %}"
     thinking = ["--training.chat_template_kwargs", "{think: 3, add_generation_prompt: true}"]
     assert (load(*thinking).lengths > expected).all()
-
-
-def test_long_prompts_are_dropped_and_counted(load):
-    data = load("--prompts.max_length", 100)
-    assert (len(data.train), data.counts["too long (dropped)"]) == (10, 2)
-    assert len(load("--prompts.max_length", data.lengths.max()).train) == 10  # it is inclusive
-    with pytest.raises(UserError, match=f"prompts.max_length: .* {data.lengths.min()} tokens"):
-        load("--prompts.max_length", data.lengths.min() - 1)
 
 
 def test_limit_reads_the_first_rows_which_streaming_has_to_have(load, rows):

@@ -1,7 +1,4 @@
-"""Signals, a full disk, poison and a second run, each in a real process; what it leaves is then resumed here.
-
-The processes are forked (forked.py), but for one that a shell starts: Ctrl-C's.
-"""
+"""Signals, a full disk, poison and a second run, each in a real process; what it leaves is then resumed."""
 
 import os
 import pty
@@ -259,17 +256,13 @@ def test_a_lost_terminal_loses_nothing(tiny, tmp_path):
     assert fault(RunFolder(tmp_path / "run").newest_complete()) is None
 
 
-def test_weights_that_overflow_are_not_saved(tiny, tmp_path):
+def test_a_run_whose_weights_overflow_or_that_leaves_no_model_is_not_done(tiny, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="weights are no longer finite, and were not saved"):
         train_grpo.main([*tiny, "--training.learning_rate", "1e39", "--training.save_steps", "1"])
     assert not list((tmp_path / "run").glob("checkpoint-*"))
-
-
-def test_a_run_that_leaves_no_model_is_not_done(tiny, monkeypatch):
-    """As ZeRO-3 leaves none without zero3_save_16bit_model."""
-    monkeypatch.setattr(GRPOTrainer, "save_model", lambda self, output_dir=None, _internal_call=False: None)
+    monkeypatch.setattr(GRPOTrainer, "save_model", lambda *_, **__: None)  # as ZeRO-3 without zero3_save_16bit_model
     with pytest.raises(RunError, match="no model was written"):
-        train_grpo.main([*tiny, "--training.save_strategy", "no"])
+        train_grpo.main([*tiny, "--training.save_strategy=no", "--training.output_dir", str(tmp_path / "none")])
 
 
 def test_a_second_run_into_the_folder_is_refused(tiny, tmp_path):

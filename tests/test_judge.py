@@ -66,12 +66,10 @@ def asked_about(judge, texts: list[str], seconds: float = 5) -> list[float | Non
     return reward.score(["?"] * len(texts), texts, {})
 
 
-def test_64_completions_are_asked_about_at_once(judge):
+def test_64_are_asked_about_at_once_and_one_is_left_out_that_is_refused_and_asked_again_that_is_dropped(judge):
     judge.waits_for = threading.Barrier(64)
     assert asked_about(judge, ["ab"] * 64) == [0.02] * 64
-
-
-def test_a_row_that_the_judge_refuses_is_left_out_and_one_that_it_dropped_is_asked_again(judge):
+    judge.waits_for = threading.Barrier(1)
     assert asked_about(judge, ["abc", "refused"]) == [0.03, None]
     judge.asked, judge.fails = 0, 3
     assert asked_about(judge, ["abc"]) == [0.03] and judge.asked == 4

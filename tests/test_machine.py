@@ -93,6 +93,8 @@ def spoil(folder: Path, *damages: str) -> None:
         elif damage == "neither pad nor eos":
             gone = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": None, "eos_token": None}
             tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | gone))
+        elif damage == "no template":
+            (folder / "chat_template.jinja").unlink()
         elif damage == "an adapter":
             (folder / "adapter_config.json").touch()
 
@@ -109,6 +111,7 @@ WEIGHTS = [  # what is done to the model's folder, settings, the key and a word;
     (["quantized"], WITH_LORA, NAME, "bitsandbytes"),
     (["fewer embeddings"], [], NAME, "embeddings"),
     (["neither pad nor eos"], [], NAME, "eos"),
+    (["no template"], [], NAME, "no chat template"),
     (["an adapter"], [], NAME, "harness merge"),
     ([], HALF, "model.dtype: ", "fp16"),
     ([], [*HALF, *WITH_LORA], None, ""),

@@ -1,11 +1,9 @@
 """recipes/maths.yaml and the rewards that it names: tables of literal texts, and rows of GSM8K's shape."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, use_rewards
 from datasets import Dataset
 
 import train_grpo
@@ -13,12 +11,7 @@ import train_grpo
 
 @pytest.fixture
 def maths(monkeypatch):
-    """examples/maths_rewards.py, as if it had been copied to rewards.py."""
-    spec = importlib.util.spec_from_file_location("rewards", ROOT / "examples/maths_rewards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "rewards", module)
-    return module
+    return use_rewards("examples/maths_rewards.py", monkeypatch)
 
 
 NUMBER = [

@@ -1,8 +1,4 @@
-"""Several processes of one run, started by harness.launch: one line and one status for all; what is stopped goes on.
-
-What the launcher does is tried on processes that import no torch (stub_worker.py), what the processes do on two that no
-launcher has started (forked.two), and both together in three trainings.
-"""
+"""Several processes of one run, started by harness.launch: one line and one status for all; what is stopped goes on."""
 
 import json
 import logging

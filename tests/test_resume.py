@@ -1,7 +1,9 @@
-"""A run knows its settings, rewards and data: resuming with others is refused, and so is what cannot be exact."""
+"""A checkpoint counts only whole, resuming goes on as if nothing had happened, and with other settings is refused."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from conftest import ROOT, dies_in_step, refused, weights
 import rewards
 import train_grpo
 from harness.after import report
-from harness.errors import RewardError, RunError
+from harness.during.checkpoints import Checkpoints
+from harness.errors import RewardError, RunError, UserError
+from harness.files import fault, seal
 from harness.run_folder import RunFolder
 from harness.tools import merge
 
@@ -54,22 +58,17 @@ def test_a_missing_record_is_reported(interrupted, tmp_path):
 
 
 # What upstream, or we, once resumed inexactly or not at all
+OFTEN = "--training.eval_on_start=true --training.eval_strategy=steps --training.eval_steps=3 --samples.held_out=4"
+REFERENCE = "--training.sync_ref_model=true --training.ref_model_sync_steps=1 --training.ref_model_mixup_alpha=0.5"
 EXACT = {
-    "rows in their order, second epoch; logged every two steps": [
-        *["--training.shuffle_dataset", "false", "--prompts.limit", "12", "--training.logging_steps", "2"],
-    ],
-    "a reference that follows; evaluated at the start": [
-        *["--training.sync_ref_model", "true", "--training.ref_model_sync_steps", "1"],
-        *["--training.ref_model_mixup_alpha", "0.5", "--training.beta", "0.5"],
-        *["--training.eval_on_start", "true", "--training.eval_strategy", "steps", "--training.eval_steps", "3"],
-        *["--training.per_device_eval_batch_size", "4", "--samples.held_out", "4"],
-    ],
+    "in order, second epoch": "--training.shuffle_dataset=false --prompts.limit=12 --training.logging_steps=2",
+    "a reference that follows": f"{REFERENCE} --training.beta=0.5 --training.per_device_eval_batch_size=4 {OFTEN}",
 }
 
 
 @pytest.mark.parametrize("settings", EXACT.values(), ids=EXACT)
 def test_resumed_exactly(settings, tiny, tmp_path):
-    arguments = [*tiny, "--training.max_steps", "8", "--training.save_steps", "3", *settings]
+    arguments = [*tiny, "--training.max_steps", "8", "--training.save_steps", "3", *settings.split()]
     dies_in_step(5, arguments)
     train_grpo.main([*arguments, "--resume"])
     train_grpo.main([*arguments, "--training.output_dir", str(tmp_path / "whole")])
@@ -101,11 +100,6 @@ def test_an_adapter_is_merged_first_with_the_command_that_is_printed(tiny, tmp_p
     assert (tmp_path / "run/model.safetensors").exists() and torch.get_default_dtype() == torch.float32
 
 
-def test_what_could_not_be_gone_on_with_is_refused_at_the_start(tiny):
-    save_only_model = ["--training.save_only_model", "true", "--resume", "auto"]
-    assert refused([*tiny, *save_only_model]).startswith("training.save_only_model: ")
-
-
 def test_a_judge_that_hangs_up_in_the_last_asking_costs_the_asking_only(tiny, tmp_path, monkeypatch):
     asked, ask = [], report.ask
 
@@ -122,3 +116,128 @@ def test_a_judge_that_hangs_up_in_the_last_asking_costs_the_asking_only(tiny, tm
     train_grpo.main([*tiny, "--resume"])
     assert weights(tmp_path / "run") == before
     assert all(sample["after"] for sample in RunFolder(tmp_path / "run").samples())
+
+
+def test_resume_keeps_the_before_side_and_what_was_warned_of(interrupted, tmp_path):
+    run = tmp_path / "run"
+    rows = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    rows[0]["before"]["completion"] = "kept, not made again"
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    free = ["--training.logging_steps", "2", "--samples.questions", "[富士山の高さは?, 新しい質問は?]"]  # do not matter
+    train_grpo.main([*interrupted, "--resume", *free])
+    after = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    assert after[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in after)
+    assert [row["question"] for row in after if not row["before"]] == ["新しい質問は?"]
+    assert "step 3: seen before the kill" in (run / "README.md").read_text(encoding="utf-8")
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"]
+DAMAGES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "deleted": lambda path: path.unlink(),
+    "replaced": lambda path: path.write_text("[]"),
+}
+
+
+def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(interrupted, tmp_path, capsys):
+    for damage in DAMAGES.values():
+        for name in FILES:
+            copy = tmp_path / "copy"
+            shutil.copytree(tmp_path / "run", copy)
+            damage(copy / "checkpoint-4" / name)
+            assert RunFolder(copy).newest_complete().name == "checkpoint-2", (damage, name)
+            said = capsys.readouterr().out
+            assert "checkpoint-4 is not used" in said and (name in said or name == "manifest.json"), (damage, said)
+            assert (copy / "_set-aside-1-checkpoint-4").is_dir() and not (copy / "checkpoint-4").exists()
+            shutil.rmtree(copy)
+
+
+def test_without_a_complete_checkpoint_a_run_begins_only_with_auto(interrupted, tmp_path):
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    assert "no complete checkpoint" in refused([*interrupted, "--resume"])
+    assert not list((tmp_path / "run").glob("checkpoint-*"))  # they have been set aside
+    assert "start anew without --resume" in refused([*interrupted, "--resume"])
+    assert "no run to resume" in refused([*interrupted, "--training.output_dir", str(tmp_path / "none"), "--resume"])
+    (tmp_path / "run/_set-aside-1-checkpoint-2").rename(tmp_path / "run/checkpoint-2")
+    train_grpo.main([*interrupted, "--resume", "auto"])
+    steps = [log["step"] for log in RunFolder(tmp_path / "run").state()["log_history"] if "loss" in log]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_settings_that_change_the_training_or_are_damaged_refuse_to_resume(interrupted, tmp_path):
+    changed = {
+        "--training.learning_rate=1e-3": "training.learning_rate 0.0006 -> 0.001",
+        "--rewards.emoji_reward.max_emoji=2": "rewards.emoji_reward.max_emoji 4 -> 2",
+        "--lora.r=4": "lora.r None -> 4",
+        "--training.eval_strategy=epoch": "training.eval_strategy None -> 'epoch'",
+    }
+    message = refused([*interrupted, "--resume", *changed])
+    assert [words for words in changed.values() if words not in message] == []
+    for content in (b"", b"\xff\xfe", b"[1]", b"a: [", b"7"):
+        (tmp_path / "run/config.yaml").write_bytes(content)
+        assert "config.yaml: damaged" in refused([*interrupted, "--resume"]), content
+    none_to_resume = ["--training.save_only_model", "true", "--resume", "auto"]
+    assert refused([*interrupted, *none_to_resume]).startswith("training.save_only_model: ")
+
+
+def test_rotation_keeps_the_newest_sealed_ones(tiny, tmp_path, monkeypatch):
+    """When a checkpoint is deleted, two later ones are sealed; a third may be in the writing."""
+    delete, sealed = shutil.rmtree, []
+
+    def deletes(path, *args, **kwargs):
+        others = [folder for folder in (tmp_path / "run").glob("checkpoint-*") if folder != path]
+        if Path(path).name.startswith("checkpoint-"):
+            sealed.append([fault(folder) for folder in others].count(None))
+        return delete(path, *args, **kwargs)
+
+    monkeypatch.setattr("harness.during.checkpoints.shutil.rmtree", deletes)
+    train_grpo.main([*tiny, "--training.save_steps", "1", "--training.save_total_limit", "2"])
+    assert sealed == [2, 2]
+    kept = [(path.name, fault(path)) for path in RunFolder(tmp_path / "run").checkpoints()]
+    assert kept == [("checkpoint-3", None), ("checkpoint-4", None)]
+
+
+class Bomb(str):
+    """What unpickling would run: a folder is made."""
+
+    def __reduce__(self):
+        return os.mkdir, (str(self),)
+
+
+def test_resuming_never_executes_what_a_checkpoint_carries(interrupted, tmp_path):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "generation_batch_0.pt"):
+        shutil.copytree(tmp_path / "run", copy := tmp_path / name)
+        torch.save(Bomb(tmp_path / "executed"), copy / "checkpoint-4" / name)
+        seal(copy / "checkpoint-4")  # by somebody who knows of manifests
+        with pytest.raises(RunError, match="[Ww]eights.only"):
+            train_grpo.main([*interrupted, "--resume", "--training.output_dir", str(copy)])
+        assert not (tmp_path / "executed").exists(), name
+
+
+def test_loading_a_policy_never_executes_what_it_carries(tiny, policy, tmp_path):
+    pickled, coded = tmp_path / "pickled", tmp_path / "coded"
+    for folder in (pickled, coded):
+        shutil.copytree(policy, folder)
+    (pickled / "model.safetensors").unlink()
+    torch.save(Bomb(tmp_path / "executed"), pickled / "pytorch_model.bin")
+    config = json.loads((coded / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n")
+    for folder in (pickled, coded):
+        with pytest.raises((UserError, RunError)):
+            train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
+        assert not (tmp_path / "executed").exists(), folder
+
+
+def test_the_best_checkpoint_is_kept_also_where_its_folder_is_named_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in (1, 2, 3):
+        (tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+    checkpoints = Checkpoints(None, RunFolder(tmp_path / "run"), None)
+    checkpoints.limit = 1
+    checkpoints._seal(3, "run/checkpoint-1")  # as before a resume with the absolute path
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-3"]

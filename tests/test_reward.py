@@ -104,9 +104,6 @@ def test_a_bad_value_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeyp
             values[5] = float("nan")
         return values
 
-    monkeypatch.setattr(rewards, "emoji_reward", lambda completions, max_emoji: {"a": 1})
-    with pytest.raises(UserError, match="rewards.emoji_reward: returned {"):
-        train_grpo.main([*tiny, "--check"])
     monkeypatch.setattr(rewards, "emoji_reward", turns_bad)
     with pytest.raises(RunError, match="rewards.emoji_reward: returned nan for row 5 .*completion"):
         train_grpo.main([*tiny, "--training.save_steps", "1"])

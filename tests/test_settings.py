@@ -47,6 +47,9 @@ def test_each_recipe_takes_the_articles_step_and_lora_learns(monkeypatch):
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.task_type) == (16, 64, 0, "CAUSAL_LM")
     assert lora.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"}
     assert settings.training["learning_rate"] > 1e-6
+    for more, name in (([], "demo"), (["--training.run_name", "mine"], "mine")):  # for trackers
+        arguments, _ = training_arguments(read_settings(["--config", str(ROOT / "demo/config.yaml"), *more]))
+        assert (arguments.run_name, arguments.project) == (name, "train-grpo")
     assert settings.training["max_completion_length"] == 256  # the rest is config.yaml's
 
 
@@ -81,12 +84,6 @@ def test_only_a_record_takes_the_place_of_config_yaml(tmp_path):
     record.write_text("\n".join(line for line in settings.as_yaml().splitlines() if "beta" not in line))
     recorded = read_settings(["--config", str(tmp_path / "all.yaml"), "--config", str(record)])
     assert "beta" not in recorded.training and recorded.training["seed"] == 7
-
-
-def test_trackers_get_the_folders_name_and_a_project_of_ours_unless_set():
-    for more, name in (([], "demo"), (["--training.run_name", "mine"], "mine")):
-        arguments, _ = training_arguments(read_settings(["--config", str(ROOT / "demo/config.yaml"), *more]))
-        assert (arguments.run_name, arguments.project) == (name, "train-grpo")
 
 
 # What is written on the command line, and what it is: texts and values by key

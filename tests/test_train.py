@@ -76,18 +76,13 @@ def test_lora_trains_an_adapter_that_finds_its_base_model_from_anywhere(tiny, tm
     assert f'model="{tmp_path}/run"' in (tmp_path / "run/README.md").read_text()
 
 
-def test_a_model_whose_config_is_not_like_qwens(tiny, policy, tmp_path):
+def test_a_model_without_attention_passes_the_check(tiny, policy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(policy)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "eos_token_id": 1, "vocab_size": len(tokenizer)}
-    models = [transformers.GPT2Config(**shape, num_attention_heads=2), transformers.MambaConfig(**shape, state_size=4)]
-    for config in models:
-        folder = tmp_path / config.model_type
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        own = ["--model.pretrained_model_name_or_path", str(folder), "--model.attn_implementation", "null"]
-        train_grpo.main([*tiny, *own, "--check"])  # Mamba has no attention
-    train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(tmp_path / "gpt2"), "--samples.held_out=0"])
-    assert (tmp_path / "run/model.safetensors").exists()
+    AutoModelForCausalLM.from_config(transformers.MambaConfig(**shape, state_size=4)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    own = ["--model.pretrained_model_name_or_path", str(tmp_path), "--model.attn_implementation", "null"]
+    train_grpo.main([*tiny, *own, "--check"])
 
 
 def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_path, policy):

@@ -1,8 +1,4 @@
-"""What we build on in TRL and transformers: where a new version moves it, a test fails with the name of what moved.
-
-Upstream's own trainer runs once, for two seconds, and what happens is noted; nothing of ours takes part in that. What a
-resumed run takes from where (test_faults.py, to the bit) is not asked here again.
-"""
+"""What we build on in TRL and transformers: where a new version moves it, a test fails with the name of what moved."""
 
 import ast
 import inspect
@@ -15,14 +11,12 @@ from typing import get_args
 
 import pytest
 import torch
-from accelerate.data_loader import prepare_data_loader
 from conftest import ROOT, tiny_arguments
 from datasets import Dataset
 from huggingface_hub import HfApi
 from pydantic import ConfigDict, create_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from harness.keys import REFUSED, STRICTER, upstream
 from harness.rewards_file import FROM_TRL
@@ -87,7 +81,7 @@ class Recorder(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def run(policy, rows, tmp_path_factory) -> Recorder:
-    """4 steps of 2 micro-batches; each generation batch feeds 2 steps; saved and uploaded at 2, at 4, and after."""
+    """Upstream's own trainer: 4 steps of 2 micro-batches; a generation batch feeds 2; saves at 2, at 4, and after."""
     values = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
     values |= {"save_steps": 2, "push_to_hub": True, "hub_model_id": "me/run", "hub_always_push": True}
     settings, recorder = read_settings(tiny_arguments(policy, tmp_path_factory.mktemp("upstream"))), Recorder()
@@ -189,20 +183,6 @@ def test_what_a_reward_is_given_and_what_is_logged(run):
     logs = [note.kwargs["logs"] for note in run.all("on_log") if "reward" in note.kwargs["logs"]]
     missing = [key for key in LOGGED.split() for log in logs if log.get(key) is None]
     assert len(logs) == 2 and not missing, "not logged with the rewards"
-
-
-def test_the_sampler_and_what_an_epoch_draws_from_its_generator(run):
-    loader = run.all("on_train_begin")[0].kwargs["train_dataloader"]
-    several = prepare_data_loader(loader, num_processes=2, process_index=0)
-    for batches in (loader.batch_sampler, several.batch_sampler.batch_sampler):
-        sampler = batches.sampler
-        assert type(sampler) is RepeatSampler, "train_dataloader.batch_sampler"
-        begin = sampler.generator.get_state()
-        list(sampler)
-        end = sampler.generator.get_state()
-        torch.randperm(len(run.trainer.train_dataset), generator=sampler.generator.set_state(begin))
-        assert torch.equal(sampler.generator.get_state(), end), "RepeatSampler.generator"
-        assert not torch.equal(begin, end), "RepeatSampler.generator"
 
 
 def test_the_settings_that_we_name_their_words_and_their_types():

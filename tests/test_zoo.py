@@ -1,10 +1,8 @@
 """demo/zoo: each animal can be trained with the zoo's own rewards.py."""
 
-import importlib.util
 import re
-import sys
 
-from conftest import ROOT
+from conftest import ROOT, use_rewards
 
 import train_grpo
 
@@ -12,10 +10,7 @@ ANIMALS = {"frog": ("length", "once"), "owl": ("figures", "true"), "fox": ("kind
 
 
 def test_each_passes_check_with_one_reward_and_its_canary(tiny, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("rewards", ROOT / "demo/zoo/rewards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "rewards", module)
+    use_rewards("demo/zoo/rewards.py", monkeypatch)
     for animal, (reward, canary) in ANIMALS.items():
         train_grpo.main([*tiny, "--config", str(ROOT / f"demo/zoo/{animal}.yaml"), "--check"])
         planned = re.findall(r"(\S+) x (\w+)_reward", capsys.readouterr().out)

@@ -1,7 +1,4 @@
-"""For tests only: lets accelerate divide a model over CPU processes (FSDP2, DeepSpeed), which it does on GPUs only.
-
-Python runs this file first where its folder is on PYTHONPATH.
-"""
+"""Python runs this first: lets accelerate divide a model over CPU processes (FSDP2, DeepSpeed), not on GPUs only."""
 
 import sys
 from importlib.machinery import PathFinder, SourceFileLoader
@@ -9,10 +6,7 @@ from importlib.machinery import PathFinder, SourceFileLoader
 CHANGES = [
     ('            if not cpu and self.backend != "xla":', '            if self.backend != "xla":'),
     ('"ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and not cpu:', '"ACCELERATE_USE_DEEPSPEED") == "true":'),
-    (
-        "DistributedType.MULTI_NEURON,\n            ]:\n",
-        "DistributedType.MULTI_NEURON, DistributedType.MULTI_CPU,\n            ]:\n",
-    ),
+    ("Type.MULTI_NEURON,\n            ]:\n", "Type.MULTI_NEURON, DistributedType.MULTI_CPU,\n            ]:\n"),
 ]
 
 
