@@ -18,11 +18,15 @@ TRL's GRPOTrainer trains. What differs from TRL alone:
 import os
 import sys
 
-from harness.end import exit_status, go_offline_without_network
+from harness.end import be_silent, exit_status, go_offline_without_network
+from harness.processes import rank
 
 
 def main(arguments: list[str] | None = None) -> None:
     from harness.settings import read_settings
+
+    if rank():
+        be_silent()
 
     settings = read_settings(arguments, description=__doc__.rpartition("\n\n")[0])
     if settings.training.get("use_cpu"):

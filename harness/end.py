@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import io
 import logging
 import os
 import re
@@ -22,11 +23,31 @@ from urllib.request import getproxies
 
 from harness.during.stop import end_children, stop
 from harness.errors import RewardError, RunError, Stopped, UserError
-from harness.processes import launched, rank, write_end
+from harness.processes import launched, write_end
 
 # At their import, on CUDA kernels that are not there and what torch will rename; here, for a notebook that imports us.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class _Outlet(io.FileIO):
+    """What cannot be written, as the terminal or a pipe's reader is gone, or the disk full, is dropped."""
+
+    def write(self, data):
+        try:
+            return super().write(data) or len(data)
+        except OSError:
+            return len(data)
+
+
+def _never_failing(stream: io.TextIOWrapper | None) -> io.TextIOWrapper:
+    """The same stream with an _Outlet, and a ? for each character that its encoding lacks."""
+    if stream is None:  # closed, as by >&- in a shell
+        return open(os.devnull, "w", encoding="utf-8")
+    stream.flush()
+    outlet = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
+    at_once = stream.line_buffering or stream.write_through
+    return io.TextIOWrapper(outlet, stream.encoding, "replace", line_buffering=at_once)
 
 
 def exit_status(
@@ -38,9 +59,9 @@ def exit_status(
     def stopped(number: int) -> None:
         raise Stopped(number, if_stopped)  # where Python swallows it (a weakref's callback), training sees stop.number
 
+    sys.stdout = _never_failing(sys.stdout)
+    sys.stderr = _never_failing(sys.stderr)
     stop.listen(stopped)
-    if rank():
-        _be_silent()
     if launched() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, and save, where the launcher is killed
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's, on what transformers 6 will rename
@@ -107,9 +128,9 @@ def _say(line: str, status: int) -> int:
     return status
 
 
-def _be_silent() -> None:
+def be_silent() -> None:
     """For all processes of a run but the first: its plan, bars and warnings are enough."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  it stays open
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stays open
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -20,7 +20,11 @@ ENDS = "TRAIN_GRPO_ENDS"  # environment variable: the folder where each process 
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK") or 0)
+
+
+def size() -> int:
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def launched() -> bool:
@@ -51,7 +55,7 @@ def first_decides(call: Callable[[], Any]) -> Any:
             outcome[0] = call()
         except UserError as error:
             outcome[1] = error
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if size() > 1:
         import torch.distributed  # not for the tools, which have no need of it
 
         torch.distributed.broadcast_object_list(outcome)

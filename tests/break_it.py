@@ -7,6 +7,7 @@ fill:MB                      at the second save, the disk fills up but for so mu
 raise:N                      a reward raises at its Nth call
 children:N                   a reward starts children of every kind; in its Nth call Ctrl-C comes to all that are forked
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
+weights:uncompiled           nothing is compiled; at the end each process's weights are in OUTPUT_DIR/RANK.pt
 @RANK                        in this process of several only
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import accelerate
+import torch
 import transformers
 from trl import GRPOTrainer
 
@@ -73,6 +75,11 @@ def kill_at_file(number: int):
 def fill(megabytes: int, trainer, *_) -> None:
     folder = Path(trainer.args.output_dir)
     (folder / "_filler").write_bytes(bytes(shutil.disk_usage(folder).free - megabytes * 2**20))
+
+
+def keep_weights(trainer) -> None:
+    weights = [weight.detach() for weight in trainer.model.parameters()]
+    torch.save(weights, Path(trainer.args.output_dir, f"{os.environ['RANK']}.pt"))
 
 
 def raising(number: int):
@@ -132,6 +139,9 @@ def put_in(what: str) -> None:
         rewards.length_reward = raising(int(where))
     elif fault == "children":
         rewards.length_reward = with_children(int(where))
+    elif fault == "weights":
+        torch.compiler.set_stance("force_eager")
+        at_call(1, GRPOTrainer, "save_state", keep_weights)
     elif fault == "spread":
         at_call(2, *PHASES[where], lambda *_: [os.kill(pid, signal.SIGTERM) for pid in (os.getppid(), os.getpid())])
     elif fault == "kill":

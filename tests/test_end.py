@@ -1,6 +1,8 @@
-"""How a program ends: packages that are missing."""
+"""How a program ends: packages that are missing, and what it prints where nobody can read it."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,3 +62,26 @@ def test_a_module_that_is_missing_though_all_packages_are_there_is_no_users_mist
     code = "from harness.end import exit_status\nexit_status(lambda: __import__('not_there'))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" in result.stderr and result.stderr.endswith("ModuleNotFoundError: No module named 'not_there'\n")
+
+
+# By the encoding: what stdout and stderr are
+NOT_WRITABLE = {
+    "ascii": "| head -c 1",
+    "cp932": "2>&1 | head -c 1",
+    "utf-8": ">/dev/full 2>/dev/full",
+    "latin-1": ">&- 2>&-",
+}
+
+
+def test_what_is_printed_fails_nothing(tiny, tmp_path):
+    prints = "lambda: print('🗻' * 10**6) or exit(7)"
+    code = f"from harness.end import exit_status; exit(exit_status({prints}))"
+    for encoding, where in NOT_WRITABLE.items():
+        line = f"{shlex.join([sys.executable, '-c', code])} {where}; exit ${{PIPESTATUS[0]}}"
+        shell = subprocess.run(["bash", "-c", line], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding})
+        assert shell.returncode == 7, where
+    run = shlex.join([sys.executable, "train_grpo.py", *tiny, "--prompts.system", "🗻\n"])
+    shell = ["bash", "-c", f"{run} 2>{tmp_path}/err | head -1; exit ${{PIPESTATUS[0]}}"]
+    ran = subprocess.run(shell, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "cp932"}, stdout=subprocess.PIPE)
+    assert ran.returncode == 0 and ran.stdout.startswith(b"model") and "Traceback" not in (tmp_path / "err").read_text()
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "done"

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +18,12 @@ from conftest import ROOT, refused, tiny_arguments, weights
 from filelock import FileLock
 from forked import Forked, two
 from safetensors.torch import load_file
-from test_faults import STEPS
+from test_faults import LOW_BIT, STEPS
 from transformers import AutoModelForCausalLM
 
 import harness.tools.launch
 import train_grpo
-from harness.during.stop import stop
+from harness.during.stop import SIGNALS, stop
 from harness.errors import UserError
 from harness.files import fault
 from harness.run_folder import RunFolder
@@ -194,6 +195,40 @@ def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_re
     assert done.value.code is None
     longer = refused([*tiny, *STEPS, "--resume", "auto", "--training.num_train_epochs", "9"])
     assert "training.num_train_epochs" in longer
+
+
+def test_replicas_that_round_by_chance_stay_the_same_and_go_on_exactly(tiny, tmp_path):
+    low_bit = [*LOW_BIT.split(), "--training.max_steps", "5", "--training.save_steps", "3"]
+    ended = []
+    for more in ([], ["--resume"]):
+        both_ended(two([*tiny, *low_bit, *more], tmp_path / f"ends{more}", "weights:uncompiled"), 0, 0)
+        ended += [torch.load(tmp_path / "run" / f"{rank}.pt") for rank in (0, 1)]
+        shutil.rmtree(tmp_path / "run/checkpoint-5")
+    whole, *others = ended
+    for other in others:
+        assert all(torch.equal(*pair) for pair in zip(whole, other, strict=True))
+
+
+def test_variables_of_a_group_that_is_not_there_are_named(tiny, tmp_path):
+    for variable in ("WORLD_SIZE=4", "OMPI_COMM_WORLD_SIZE=4", "PMI_SIZE=4", "LOCAL_RANK=0", "RANK=3"):
+        for more in ([], ["--check"]):
+            process = Forked([*tiny, *more], tmp_path / f"{variable}{more}", environment=dict([variable.split("=")]))
+            assert ended(process, 2).startswith(f"error: {variable}: ")
+
+
+def test_a_process_whose_others_never_come_says_so_and_ends_by_any_signal(tiny, tmp_path):
+    for number in SIGNALS:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = Forked(tiny, tmp_path / str(number), environment=group)
+        process.wait_for(lambda port=port: socket.socket().connect_ex(("127.0.0.1", port)) == 0)  # it listens for them
+        process.send_signal(number)
+        assert process.wait() == -number, process.err
+        assert "RANK=0" in process.err and "waiting for 2 processes" in process.err
+    check = Forked([*tiny, "--check"], tmp_path / "check", environment=group)  # waits for nobody
+    assert check.wait() == 0 and "in each of 2 processes" in check.out and "waiting" not in check.err
 
 
 def test_the_slurm_script_saves_queues_itself_again_and_goes_on(tiny, tmp_path):

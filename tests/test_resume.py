@@ -131,6 +131,15 @@ def test_resume_keeps_the_before_side_and_what_was_warned_of(interrupted, tmp_pa
     assert "step 3: seen before the kill" in (run / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_resumed_run_saves_and_logs_as_often_as_it_is_told_to(interrupted, tmp_path, capfd):
+    shutil.rmtree(tmp_path / "run/checkpoint-4")
+    train_grpo.main([*interrupted, "--resume", "--training.save_steps", "5", "--training.logging_steps", "4"])
+    state = RunFolder(tmp_path / "run").state()
+    assert {log["step"] for log in state["log_history"] if "loss" in log} == {1, 2, 4, 5, 6}  # each save logs
+    assert [path.name for path in RunFolder(tmp_path / "run").checkpoints()] == [f"checkpoint-{n}" for n in (5, 6)]
+    assert "trainer_state.json" not in capfd.readouterr().err  # upstream says that they are the checkpoint's
+
+
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"]
 DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),

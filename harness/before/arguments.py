@@ -1,26 +1,57 @@
 """Arguments: the sections training and lora become upstream's GRPOConfig and LoraConfig, which check them."""
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_int_from_env
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from harness.errors import one_line
+from harness.during.stop import stop
+from harness.errors import UserError, one_line
+from harness.processes import launched, rank, size
 from harness.settings import Settings
 
 OF_THE_REFERENCE = ("revision", "subfolder", "token", "cache_dir")  # TRL loads it by the policy's name
 
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # accelerate takes the first
+OF_A_GROUP = (*SIZES, "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what starts several processes sets them
+
 
 def training_arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
-    """GRPOConfig, and LoraConfig where there is LoRA; raises UserError with what they say against the settings."""
+    """GRPOConfig, and LoraConfig where there is LoRA; raises UserError with what they say against the settings.
+
+    GRPOConfig waits for the other processes of this run.
+    """
+    found = " ".join(f"{name}={os.environ[name]}" for name in OF_A_GROUP if name in os.environ)
+    _announce_group(settings, found)
     try:
-        return _arguments(settings)
-    except Exception as error:  # ValueError, TypeError, ImportError: all about the values
+        args, lora = _arguments(settings)
+    except Exception as error:  # ValueError, TypeError, ImportError: all about the values, or about those in `found`
+        if isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in OF_A_GROUP):
+            raise UserError(f"{found}: {one_line(error)}") from error
         raise settings.error(key_about(settings, _arguments, str(error)), one_line(error)) from error
+    if max(size(), rank() + 1) > args.world_size:
+        raise UserError(f"{found}: are not all that one of several processes needs; unset them, or use a launcher")
+    return args, lora
+
+
+def _announce_group(settings: Settings, found: str) -> None:
+    """Say for whom this process is about to wait. --check waits for none, in a group of torch's that sends nothing."""
+    processes = get_int_from_env(SIZES, 1)
+    if processes == 1:
+        return
+    if settings.options.check:
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    elif not launched():
+        print(f"{found}: waiting for {processes} processes", file=sys.stderr)
 
 
 def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
@@ -36,7 +67,8 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
         training["use_cpu"] = True
         if not (training.get("bf16") and training.get("fp16")):  # which it refuses anywhere
             training |= {"bf16": False, "fp16": False}
-    args = GRPOConfig(**training)
+    with stop.left_to_system():
+        args = GRPOConfig(**training)
     lora = None if settings.lora is None else LoraConfig(**settings.lora)
     return args, lora
 

@@ -3,10 +3,10 @@
 import multiprocessing
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from harness.processes import launched, rank
 
@@ -47,31 +47,39 @@ class Stop:
     def listen(self, first: Handler, again: Handler = end_at_once) -> None:
         """From now on let the first signal call `first`, and a later one `again`."""
         self.first, self.again = first, again
-        self._take()
+        self._take(self._handle)
+
+    @contextmanager
+    def left_to_system(self) -> Iterator[None]:
+        """Inside, a signal ends the process at once: for what waits in C++, where no handler of Python's is called."""
+        handlers = self._take(signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            _put_back(handlers)
 
     @contextmanager
     def after_step(self) -> Iterator[None]:
         """Inside, the first signal only sets `number`, at which training looks after each optimizer step."""
         first = self.first
-        handlers = self._take()
+        handlers = self._take(self._handle)
         self.first = _say_so
         try:
             yield
         finally:
             self.first = first
             self.number = None  # one that came after the last step has stopped nothing
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            _put_back(handlers)
 
-    def _take(self) -> dict:
-        """Handle the signals from now on; returns what handled them before."""
+    def _take(self, handler: Any) -> dict[int, Any]:
+        """Have `handler` handle the signals from now on; returns what handled them before."""
         if self.blocked is None:
             self.blocked = set()
             os.register_at_fork(before=self._fork, after_in_parent=self._unblock, after_in_child=self._in_child)
         before = {}
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, self._handle)
+                before[number] = signal.signal(number, handler)
         return before
 
     def _fork(self) -> None:
@@ -97,8 +105,6 @@ class Stop:
         if self.number is None:
             self.number = number
             self.since = time.monotonic()
-            if number == signal.SIGHUP:
-                _leave_terminal()
             self.first(number)
         elif time.monotonic() > self.since + REPEATED or (number == signal.SIGINT and os.isatty(0)):
             self.again(number)
@@ -107,13 +113,16 @@ class Stop:
 stop = Stop()  # a process has one, as it has one set of handlers
 
 
-def _say_so(number: int) -> None:
-    if rank() == 0 and not launched():  # harness.tools.launch says it for all its processes
+def say_stopping() -> None:
+    with suppress(OSError):  # nobody reads it any more
         os.write(2, STOPPING)  # not print(), which may be what the signal has interrupted
 
 
-def _leave_terminal() -> None:
-    """Print to nowhere from now on: an error in writing to a terminal that is gone would end the run."""
-    for stream in (1, 2):
-        if not stat.S_ISREG(os.fstat(stream).st_mode):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+def _say_so(number: int) -> None:
+    if rank() == 0 and not launched():  # harness.tools.launch says it for all its processes
+        say_stopping()
+
+
+def _put_back(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -5,9 +5,11 @@ These private names of upstream's trainers are used here and nowhere else; tests
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
     _calculate_rewards, _metrics         the best of each group is logged, as TRL logs the mean
     _logs                                the completions of a step, which an evaluation's would push out
-    _init_training_state                 upstream takes one step too many when a run is resumed from its last step
+    _init_training_state                 upstream takes one step too many when a run is resumed from its last step, and
+                                         logs and saves as often as its checkpoint says, not its arguments
 """
 
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +18,7 @@ from shlex import quote
 import torch
 from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.during.padding import by_length, positions_are_relative, without_padding
@@ -58,6 +61,23 @@ def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
         left -= set(reward.kept)
 
 
+class SameDraws(TrainerCallback):
+    """What an optimizer step draws is the same in every process, which samples by random numbers of its own.
+
+    Or each replica of a model would round its weights in its own way (torchao's bf16_stochastic_round). The parts of a
+    model that is divided draw the same as well, which rounds none of its weights up more often than it should.
+    """
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        devices = [args.device] if args.device.type == "cuda" else []  # the CPU's numbers are put back anyway
+        self.own = torch.random.fork_rng(devices)
+        self.own.__enter__()
+        torch.manual_seed(args.seed * 2**20 + state.global_step)  # so that a resumed run draws them too
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.own.__exit__(None, None, None)
+
+
 class Trainer(GRPOTrainer):
     def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
         # Not when `args` are made: only the data tell which rewards there are.
@@ -75,6 +95,7 @@ class Trainer(GRPOTrainer):
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
             if reward.model is not None:  # on its device now, or divided over several
                 reward.model = function
+        self.add_callback(SameDraws())
 
     def _calculate_rewards(self, *args, **kwargs):
         """(completions, rewards), of all processes. Also logs the mean of what the best of each group scores."""
@@ -161,5 +182,14 @@ class Trainer(GRPOTrainer):
         )
 
     def _init_training_state(self, max_steps, updates_per_epoch, epochs, *args):
+        logger = logging.getLogger("transformers.trainer_utils")
+        logger.addFilter(_not_of_other_steps)
         begin = super()._init_training_state(max_steps, updates_per_epoch, epochs, *args)
+        logger.removeFilter(_not_of_other_steps)
+        self.state.compute_steps(self.args, max_steps)
         return (epochs, 0) if self.state.global_step >= max_steps else begin
+
+
+def _not_of_other_steps(record: logging.LogRecord) -> bool:
+    """Upstream warns that the arguments are not the checkpoint's, which hold here; the others resume.py refuses."""
+    return "trainer_state.json" not in record.getMessage()

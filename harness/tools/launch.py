@@ -22,7 +22,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from harness.during.stop import STOPPING, stop
+from harness.during.stop import say_stopping, stop
 from harness.errors import RunError, Stopped, UserError, one_line
 from harness.processes import ENDS, read_ends
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def forward(number: int) -> None:
     """Have torch hand a signal on to all processes, and wait for them."""
-    os.write(2, STOPPING)
+    say_stopping()
     raise SignalException("", signal.Signals(number))
 
 
