@@ -12,6 +12,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import TrainerState
 from trl import GRPOConfig
 
 from harness.before.data import Data, prompt_text
@@ -52,10 +53,10 @@ class Plan:
         self.steps_per_call = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
         self.completions_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.questions_a_step = self.prompts_a_batch / self.steps_per_call
-        steps_an_epoch = len(self.data.train) // self.prompts_a_batch * self.steps_per_call
+        self.steps_an_epoch = len(self.data.train) // self.prompts_a_batch * self.steps_per_call
         self.steps = args.max_steps
         if args.max_steps <= 0:
-            self.steps = math.ceil(args.num_train_epochs * steps_an_epoch)
+            self.steps = math.ceil(args.num_train_epochs * self.steps_an_epoch)
         self.calls = math.ceil(self.steps / self.steps_per_call)
 
         size = footprint(self.settings, self.policy, args, self.lora)
@@ -67,6 +68,12 @@ class Plan:
 
         self.too_slow = too_slow(self)
         self.doubts = self.too_slow + doubts(self)
+
+    def state(self) -> TrainerState:
+        """As a reward gets it before the first step."""
+        state = TrainerState(max_steps=self.steps, num_train_epochs=math.ceil(self.steps / self.steps_an_epoch))
+        state.compute_steps(self.args, self.steps)
+        return state
 
     def show(self) -> None:
         """Print it as a table that a person reads in ten seconds."""
