@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, LargeList, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -48,9 +48,13 @@ class Data:
         return f"{some[0]}: {', '.join(some[1:])}"
 
     def sha256(self) -> str:
-        """Of the rows trained on, in their order."""
+        """Of the rows trained on, in their order; of pictures and sounds as they are stored."""
         digest = hashlib.sha256()
-        for batch in self.train.iter(1000):
+        media = [name for name, feature in self.train.features.items() if _is_media(feature)]
+        plain = self.train.remove_columns(media).iter(1000)
+        stored = self.train.with_format("arrow").iter(1000)
+        for batch, table in zip(plain, stored, strict=True):
+            batch |= table.select(media).to_pydict()
             digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
@@ -181,8 +185,19 @@ def _say_what_is_read_otherwise(rows: Dataset, fates: list[str]) -> None:
         print(f"note: prompts.column, {count:,} of {len(rows):,} rows: {difference}")
 
 
+def _is_media(feature: Any) -> bool:
+    """Whether datasets makes an object of what is stored, as of a picture, a sound, a PDF, also inside other values."""
+    if isinstance(feature, dict):
+        return any(map(_is_media, feature.values()))
+    if isinstance(feature, List | LargeList):
+        return _is_media(feature.feature)
+    return hasattr(feature, "decode") and not isinstance(feature, Json)
+
+
 def _without_taken_names(rows: Dataset, column: str) -> Dataset:
-    for name in rows.column_names:
+    for name, feature in rows.features.items():
+        if name == "tools" or _is_media(feature):
+            print(f"note: the column {name} is not trained on, as pictures, sounds and tools are not")
         if name in RESERVED and name != column:
             print(f"note: the column {name} is left out of the data, as this name is taken")
             rows = rows.remove_columns(name)

@@ -18,7 +18,7 @@ from harness.settings import reward_settings
 
 GIVEN = FROM_TRL - {"completion_ids"}
 # What a reward may read of a TrainerState, whose import takes seconds, before the first of many steps.
-STATE = SimpleNamespace(global_step=0, max_steps=1000, epoch=0.0, num_train_epochs=1, logging_steps=1, log_history=[])
+STATE = SimpleNamespace(global_step=0, max_steps=1000, num_train_epochs=1, logging_steps=1, log_history=[])
 
 
 def main() -> None:
