@@ -36,7 +36,7 @@ ELSEWHERE = {  # names of TRL's scripts, open-r1, axolotl, ms-swift, Unsloth and
     "torch_dtype": "model.dtype",
     "load_in_4bit": "model.quantization_config",
     "dataset_name": "dataset.path",
-    "dataset_train_split": "dataset.split",
+    "dataset_config": "dataset.name",
     "system_prompt": "prompts.system",
     "reward_funcs": "rewards",
     "reward_model": "rewards",

@@ -121,7 +121,7 @@ def test_true_is_no_number_and_1_is_not_true():
 # A word of the message, and the values that it is said of; those without a section are of training
 VALUES = {
     "mean learning_rate": "learn=1 learnin_rate=1",
-    "mean dtype": "model.torch_dtype=auto",
+    "mean model.dtype": "model.torch_dtype=auto",
     "mean shown": "samples.show=1",
     "unknown": "model.config=x rewards.length_reward.goal=9 rewards.length_reward.prompts=9",
     "mapping": "rewards.length_reward=3",

@@ -44,9 +44,12 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
 def key_about(settings: Settings, call: Callable, message: str = "") -> str:
     """The key of training or lora that an error of `call(settings)` is about.
 
-    It is the latest that the message names, or without which there is none, of a mapping the one inside; `training`
-    where there is no such key.
+    It is one that the message describes; or the latest that it names, or without which there is none, of a mapping the
+    one inside; `training` where there is no such key.
     """
+    described = _described(message)
+    if described:
+        return f"training.{described}"
     without = dict(_each_left_out({"training": settings.training, "lora": settings.lora}))
     places = [place for place in reversed(settings.places) if "." in place]  # a section itself is in every file
     for place in [*places, "lora"]:
@@ -60,6 +63,17 @@ def key_about(settings: Settings, call: Callable, message: str = "") -> str:
                 continue
             return key
     return "training"
+
+
+def _described(message: str) -> str | None:
+    """The key of GRPOConfig of which a message has three words in a row, not as a name: `the eval batch size`."""
+    words = re.findall("[a-z]+", re.sub(r"\w*_\w*", "", message.lower()))
+    for i in range(len(words) - 2):
+        three = words[i : i + 3]
+        for key in GRPOConfig.__dataclass_fields__:
+            if [word for word in key.split("_") if word in three] == three:
+                return key
+    return None
 
 
 def _each_left_out(values: dict) -> Iterator[tuple[str, dict]]:
