@@ -175,12 +175,11 @@ def unknown_key(key: str, keys: Iterable[str]) -> str:
     section, _, name = key.rpartition(".")
     if f"training.{name}" in REFUSED:
         return REFUSED[f"training.{name}"]
-    if name in ELSEWHERE:
-        return f"unknown, did you mean {ELSEWHERE[name]}?"
     known = [*SECTIONS, *keys]
-    for other in known:
-        if other.rpartition(".")[2] == name:  # in another section, or one that was left out
-            return f"unknown, did you mean {other}?"
+    same = {other.rpartition(".")[2]: other for other in reversed(known)}  # in another section, or without one
+    same |= ELSEWHERE
+    if name in same:
+        return f"unknown, did you mean {same[name]}?"
     beside = [other.removeprefix(f"{section}.") for other in known if other.startswith(section)]
     return "unknown" + did_you_mean(name, beside)
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def key_about(settings: Settings, call: Callable, message: str = "") -> str:
     """
     described = _described(message)
     if described:
-        return f"training.{described}"
+        return described
     without = dict(_each_left_out({"training": settings.training, "lora": settings.lora}))
     places = [place for place in reversed(settings.places) if "." in place]  # a section itself is in every file
     for place in [*places, "lora"]:
@@ -66,13 +67,11 @@ def key_about(settings: Settings, call: Callable, message: str = "") -> str:
 
 
 def _described(message: str) -> str | None:
-    """The key of GRPOConfig of which a message has three words in a row, not as a name: `the eval batch size`."""
-    words = re.findall("[a-z]+", re.sub(r"\w*_\w*", "", message.lower()))
-    for i in range(len(words) - 2):
-        three = words[i : i + 3]
-        for key in GRPOConfig.__dataclass_fields__:
-            if [word for word in key.split("_") if word in three] == three:
-                return key
+    """The key of training of which a message has three words in their order: `eval batch size`, `per-device batch`."""
+    text = message.replace("-", " ")
+    for key in GRPOConfig.__dataclass_fields__:
+        if any(" ".join(three) in text for three in combinations(key.split("_"), 3)):
+            return f"training.{key}"
     return None
 
 

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xxhash
-from datasets import Dataset, Features, Json, LargeList, List, Value
+from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -30,6 +31,7 @@ PROMPT = {
 }
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments", "held_out", *PROMPT}
+MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf|Nifti|Mesh|Bio\w+)\(")  # of datasets: each row becomes an object
 OF_A_TEMPLATE = ("model.pretrained_model_name_or_path", "prompts.column", "prompts.system")  # what has to go with it
 
 
@@ -50,7 +52,7 @@ class Data:
     def sha256(self) -> str:
         """Of the rows trained on, in their order; of pictures and sounds as they are stored."""
         digest = hashlib.sha256()
-        media = [name for name, feature in self.train.features.items() if _is_media(feature)]
+        media = [name for name, feature in self.train.features.items() if MEDIA.search(str(feature))]
         plain = self.train.remove_columns(media).iter(1000)
         stored = self.train.with_format("arrow").iter(1000)
         for batch, table in zip(plain, stored, strict=True):
@@ -185,18 +187,9 @@ def _say_what_is_read_otherwise(rows: Dataset, fates: list[str]) -> None:
         print(f"note: prompts.column, {count:,} of {len(rows):,} rows: {difference}")
 
 
-def _is_media(feature: Any) -> bool:
-    """Whether datasets makes an object of what is stored, as of a picture, a sound, a PDF, also inside other values."""
-    if isinstance(feature, dict):
-        return any(map(_is_media, feature.values()))
-    if isinstance(feature, List | LargeList):
-        return _is_media(feature.feature)
-    return hasattr(feature, "decode") and not isinstance(feature, Json)
-
-
 def _without_taken_names(rows: Dataset, column: str) -> Dataset:
     for name, feature in rows.features.items():
-        if name == "tools" or _is_media(feature):
+        if name == "tools" or MEDIA.search(str(feature)):
             print(f"note: the column {name} is not trained on, as pictures, sounds and tools are not")
         if name in RESERVED and name != column:
             print(f"note: the column {name} is left out of the data, as this name is taken")
