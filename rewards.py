@@ -25,12 +25,25 @@ def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **k
     return [float(np.exp(-alpha * np.abs(len(text) - target_length))) for text in _texts(completions)]
 
 
-def answer_reward(completions, answer: list[str], **kwargs) -> list[float]:
-    """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0."""
-    # Answers may be numbers. An empty answer is in every text, so a row without one scores 0.
-    answers = [_normalised("" if value is None else str(value)) for value in answer]
+def answer_reward(completions, answer: list, **kwargs) -> list[float]:
+    """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0.
+
+    An answer may be a text, a number (3776.0 is 3776), or a list of these, of which any is right.
+    """
     texts = map(_normalised, _texts(completions))
-    return [float(right != "" and right in text) for text, right in zip(texts, answers, strict=True)]
+    return [float(any(right in text for right in _rights(value))) for text, value in zip(texts, answer, strict=True)]
+
+
+def _rights(answer) -> list[str]:
+    """The texts of which any is right. An empty one would be in every text, so a row without an answer has none."""
+    rights = []
+    for value in answer if isinstance(answer, list) else [answer]:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, str | int | float | None):
+            raise TypeError(f"the answer {value!r} is no text and no number")
+        rights.append("" if value is None or value != value else _normalised(str(value)))  # NaN is none either
+    return [right for right in rights if right]
 
 
 def _texts(completions) -> list[str]:

@@ -14,12 +14,12 @@ NUMBER = r"(?:(?<![A-Za-z\d)])[-−])?[$€£¥]?(?<![A-Za-z\d])(?:\d{1,3}(?:,\d
 def number_reward(completions, answer: list[str], **kwargs) -> list[float | None]:
     """1 if the last number of the text is the answer's; 1,234, 1234.0 and $1234 are the same.
 
-    Of the column `answer` the last number counts too, so that GSM8K's, which end in "#### 72", serve as they are. None
-    for a row whose answer holds no number.
+    Of the column `answer` the last number counts too, so that GSM8K's, which end in "#### 72", serve as they are; of a
+    list any answer is right. None for a row whose answer holds no number.
     """
-    rights = [_last_number("" if value is None else str(value)) for value in answer]
     found = map(_last_number, _texts(completions))
-    return [None if right is None else float(n == right) for n, right in zip(found, rights, strict=True)]
+    rows = [(number, _rights(value)) for number, value in zip(found, answer, strict=True)]
+    return [float(number in rights) if rights else None for number, rights in rows]
 
 
 def ends_in_number_reward(completions, **kwargs) -> list[float]:
@@ -29,6 +29,15 @@ def ends_in_number_reward(completions, **kwargs) -> list[float]:
     to reinforce; it ends in a number now and then.
     """
     return [float(re.search(rf"{NUMBER}[\s.。*$)\]}}\\]*$", text) is not None) for text in _texts(completions)]
+
+
+def _rights(answer) -> list[Fraction]:
+    rights = []
+    for value in answer if isinstance(answer, list) else [answer]:
+        if not isinstance(value, str | int | float | None):
+            raise TypeError(f"the answer {value!r} is no text and no number")
+        rights.append(_last_number(str(value)))  # of None, and of a text without a number, there is none
+    return [right for right in rights if right is not None]
 
 
 def _last_number(text: str) -> Fraction | None:

@@ -29,6 +29,33 @@ REFUSED = {  # upstream's keys that are not taken here, and what to do instead
     "training.ignore_data_skip": "leave it out; --resume goes on in the data where it was",
     "training.restore_callback_states_from_checkpoint": "leave it out; --resume restores what a run needs",
 }
+ELSEWHERE = {  # names of TRL's scripts, open-r1, axolotl, ms-swift, Unsloth and older versions of transformers
+    "model_name_or_path": "model.pretrained_model_name_or_path",
+    "model_name": "model.pretrained_model_name_or_path",
+    "base_model": "model.pretrained_model_name_or_path",
+    "torch_dtype": "model.dtype",
+    "load_in_4bit": "model.quantization_config",
+    "dataset_name": "dataset.path",
+    "dataset_config": "dataset.name",
+    "system_prompt": "prompts.system",
+    "reward_funcs": "rewards",
+    "reward_model": "rewards",
+    "lr": "training.learning_rate",
+    "optimizer": "training.optim",
+    "batch_size": "training.per_device_train_batch_size",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "num_epochs": "training.num_train_epochs",
+    "warmup_ratio": "training.warmup_steps",
+    "evaluation_strategy": "training.eval_strategy",
+    "max_new_tokens": "training.max_completion_length",
+    "val_set_size": "samples.held_out",
+    "logging_dir": "TENSORBOARD_LOGGING_DIR in the environment",
+    "peft": "lora",
+    "use_peft": "lora",
+    "peft_config": "lora",
+    "train_type": "lora",
+    "adapter": "lora",
+}
 # Where GRPOConfig takes any number or word. Of a wrong one upstream says something when the model has been loaded, or
 # nothing; the miniature, which would find some, is left out of runs of several processes.
 STRICTER = {
@@ -145,13 +172,14 @@ def _kinds(part: str, function: Callable, not_ours: Container[str] = ()) -> Kind
 
 def unknown_key(key: str, keys: Iterable[str]) -> str:
     """What to do about a key that is not there: what has taken its place, or what was meant."""
-    if key in REFUSED:
-        return REFUSED[key]
     section, _, name = key.rpartition(".")
+    if f"training.{name}" in REFUSED:
+        return REFUSED[f"training.{name}"]
     known = [*SECTIONS, *keys]
-    for other in known:
-        if other.rpartition(".")[2] == name:  # in another section, or one that was left out
-            return f"unknown, did you mean {other}?"
+    same = {other.rpartition(".")[2]: other for other in reversed(known)}  # in another section, or without one
+    same |= ELSEWHERE
+    if name in same:
+        return f"unknown, did you mean {same[name]}?"
     beside = [other.removeprefix(f"{section}.") for other in known if other.startswith(section)]
     return "unknown" + did_you_mean(name, beside)
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT, use_rewards
 from datasets import Dataset
 
+import rewards as article
 import train_grpo
 
 
@@ -34,6 +35,8 @@ NUMBER = [
     ("72", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 1),  # GSM8K's
     ("24", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 0),
     ("72", 72, 1),  # of a JSON file
+    ("72", ["71", 72.0, None], 1),  # any of them
+    ("72", [None], None),
     ("72", "blue", None),  # a row to which it does not apply
 ]
 ENDS_IN_NUMBER = [
@@ -52,6 +55,9 @@ ENDS_IN_NUMBER = [
 def test_the_rewards_of_the_recipe(maths):
     found = maths.number_reward([text for text, *_ in NUMBER], answer=[answer for _, answer, _ in NUMBER])
     assert [(*row, score) for row, score in zip(NUMBER, found, strict=True) if score != row[2]] == []
+    for reward in (maths.number_reward, article.answer_reward):
+        with pytest.raises(TypeError, match="text"):
+            reward(["72"], answer=[{"text": ["72"]}])
     found = maths.ends_in_number_reward([[{"role": "assistant", "content": text}] for text, _ in ENDS_IN_NUMBER])
     assert [(*row, score) for row, score in zip(ENDS_IN_NUMBER, found, strict=True) if score != row[1]] == []
 

@@ -5,10 +5,10 @@ import yaml
 from conftest import ROOT, refused
 
 import rewards
-from harness.before.arguments import training_arguments
+from harness.before.arguments import _described, training_arguments
 from harness.before.machine import check_machine
 from harness.errors import UserError
-from harness.keys import NEEDED, typed_rewards
+from harness.keys import ELSEWHERE, NEEDED, SECTIONS, typed_rewards, unknown_key, upstream
 from harness.settings import read_settings
 
 DEMO = ["--config", str(ROOT / "demo/config.yaml")]
@@ -103,7 +103,7 @@ def raised(key: str, problem: str) -> UserError:
 # A word of the message, and the values that it is said of; those without a section are of training
 VALUES = {
     "mean learning_rate": "learn=1 learnin_rate=1",
-    "mean dtype": "model.torch_dtype=auto",
+    "mean model.dtype": "model.torch_dtype=auto",
     "mean shown": "samples.show=1",
     "unknown": "model.config=x rewards.length_reward.goal=9 rewards.length_reward.prompts=9",
     "mapping": "rewards.length_reward=3",
@@ -166,6 +166,9 @@ def test_mistakes_on_the_command_line(monkeypatch):
 LATEST = {
     "training: {per_device_train_batch_size: 10}": "mine:1: training.per_device_train_batch_size",
     "training: {per_device_train_batch_size: 10} --training.num_generations=4": "training.num_generations",
+    "training: {num_generations: 6, per_device_train_batch_size: 24, eval_strategy: steps}": (
+        "mine:1: training.per_device_eval_batch_size"
+    ),
     "training: {num_generations: 7}": "mine:1: training.num_generations",
     "training: {generation_batch_size: 65}": "mine:1: training.generation_batch_size",
     "training: {generation_batch_size: 64} --training.steps_per_generation=2": "training.steps_per_generation",
@@ -176,6 +179,25 @@ LATEST = {
     "model: {quantization_config: {load_in_4bit: true}} --lora=null": "lora",
     "lora: {target_modules: x.*} --lora.layers_to_transform=1": "lora.layers_to_transform",
 }
+
+
+def test_what_upstream_describes_in_its_own_words_is_a_key():
+    described = {
+        "The global eval batch size (8 * 1) must be": "per_device_eval_batch_size",
+        "the per-device batch is": "per_device_train_batch_size",
+        "generation_batch_size (10) must be divisible by the global batch size": None,  # by its name, and too little
+    }
+    assert [_described(words) for words in described] == [key and f"training.{key}" for key in described.values()]
+
+
+def test_other_tools_names_lead_to_keys_that_there_are():
+    keys = upstream()
+    names = {key.rpartition(".")[2] for key in keys}
+    assert len(ELSEWHERE) <= 25 and not names & set(ELSEWHERE)
+    assert {key for key in ELSEWHERE.values() if " " not in key} <= {*keys, *SECTIONS}
+    places = [f"{section}{name}" for name in ELSEWHERE for section in ("", "training.", "model.")]
+    assert [key for key in places if f"mean {ELSEWHERE[key.split('.')[-1]]}?" not in unknown_key(key, keys)] == []
+    assert "prompts.max_length" in unknown_key("max_prompt_length", keys)
 
 
 def test_of_values_that_do_not_go_together_the_one_set_last_is_named(tmp_path):

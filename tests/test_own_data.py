@@ -11,6 +11,7 @@ import sys
 import yaml
 from conftest import ROOT, refused
 from datasets import Dataset
+from PIL import Image
 from transformers import AutoTokenizer
 
 import rewards
@@ -181,3 +182,17 @@ def test_every_row_of_docs_data_works_as_written(policy, tmp_path, monkeypatch):
         if row != row | columns | {"prompt": [{"role": "user", "content": question}]}:
             wrong.append((shape, row))
     assert not wrong, wrong
+
+
+def test_pictures_are_digested_as_they_are_stored_and_said_not_to_be_trained_on(policy, tmp_path, capsys):
+    def digest(last: int) -> str:
+        pictures = [Image.new("RGB", (2, 2), (i, 0, 0)) for i in [*range(19), last]]
+        columns = {"query": [str(i) for i in range(20)], "image": pictures, "tools": ["x"] * 20}
+        columns["photos"] = [[picture] for picture in pictures]
+        Dataset.from_dict(columns).to_parquet(tmp_path / f"{last}.parquet")
+        return loaded(policy, "--dataset.path", tmp_path / f"{last}.parquet", "--samples.held_out", "0").sha256()
+
+    assert digest(19) == digest(19) != digest(20)
+    out = capsys.readouterr().out
+    said = [name for name in ("image", "photos", "tools", "query") if f"{name} is not trained on" in out]
+    assert said == ["image", "photos", "tools"]

@@ -9,13 +9,15 @@ import torch
 import transformers
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 import train_grpo
 from harness.before.arguments import training_arguments
 from harness.before.footprint import footprint, kept
-from harness.before.plan import doubts
+from harness.before.plan import doubts, doubts_of_template
 from harness.before.policy import Policy, load_policy, precision
+from harness.reward import Reward
 from harness.settings import read_settings
 
 WIDTHS = "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"
@@ -241,4 +243,35 @@ def test_the_plan_doubts_settings_that_run_and_teach_nothing_or_the_wrong_thing(
         found = doubts(plan)
         if len(found) != bool(expected) or (expected or "") not in "".join(found):
             wrong.append((arguments, found))
+    assert wrong == []
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ thinks }}{% endif %}"
+)
+BARE = "{% for m in messages %}{{ m.content | trim }}{% endfor %}"
+OF_TEMPLATES = [  # the template, its thinks, the tokens that end an answer, the question, words of the one doubt
+    (TEMPLATE, "", "<|im_end|>", "?", ""),
+    (TEMPLATE, "", "<|endoftext|>", "?", "<|im_end|> <|endoftext|>"),
+    (TEMPLATE, "", "<|endoftext|> <|im_end|>", "?", ""),
+    (TEMPLATE, "", "<|im_end|>", "<|im_start|>user\n?<|im_end|>\n", "<|im_end|> first question"),
+    (TEMPLATE, "<think>\n", "<|im_end|>", "?", "my_think_format <think>"),
+    (TEMPLATE, "<think>\n\n</think>\n", "<|im_end|>", "?", ""),
+    (BARE, "", "<|im_end|>", " ? ", ""),
+]
+
+
+def test_the_plan_doubts_what_the_template_does_otherwise(policy):
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    rewards = [Reward("length", 1, {}, len), Reward("my_think_format", 1, {}, len)]
+    wrong = []
+    for template, thinks, ends, question, words in OF_TEMPLATES:
+        tokenizer.chat_template = template
+        of = SimpleNamespace(tokenizer=tokenizer, ends=tokenizer.convert_tokens_to_ids(ends.split()))
+        data = SimpleNamespace(train=[{"prompt": [{"role": "user", "content": question}]}])
+        args = SimpleNamespace(chat_template_kwargs={"thinks": thinks})
+        found = doubts_of_template(SimpleNamespace(policy=of, data=data, args=args, rewards=rewards))
+        if len(found) != bool(words) or any(word not in found[0] for word in words.split()):
+            wrong.append((template, thinks, ends, question, found))
     assert wrong == []

@@ -242,6 +242,29 @@ def test_any_callable_is_a_reward_or_one_line_says_what_it_lacks(monkeypatch, tm
         Reward("typed", 1, {"limits": {"least": 1}}, found["typed"]).score(["?"], answer, {})
 
 
+@pytest.mark.miniature
+def test_a_reward_reads_the_run_in_trainer_state_wherever_it_is_called(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def late(completions, trainer_state):
+        state = trainer_state
+        if state.log_history:
+            assert state.log_history[-1]["reward"] > -1
+        seen.append((state.max_steps, state.num_train_epochs, state.logging_steps))
+        return [state.global_step / state.max_steps for _ in completions]
+
+    monkeypatch.setattr(rewards, "late", late, raising=False)
+    often = ["--training.max_steps", "12", "--training.logging_steps", "0.5", "--training.steps_per_generation", "1"]
+    rows = ["--prompts.limit", "14", "--samples.held_out", "3", "--training.eval_strategy", "steps"]  # an epoch of 5
+    run = [*tiny, *often, *rows, "--training.eval_steps", "12", "--rewards.late.weight", "0"]
+    for mode, expected in (("--check", (12, 3, 6)), ("--rehearse", (12,)), ("--training.seed=1", (12, 3, 6))):
+        seen.clear()
+        train_grpo.main([*run, mode])
+        assert {state[: len(expected)] for state in seen} == {expected}
+    samples = RunFolder(tmp_path / "run").samples()
+    assert {sample["after"]["rewards"]["late"] for sample in samples} == {1.0}
+
+
 ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]
 OFTEN = ["--training.steps_per_generation", "1", "--samples.held_out", "0"]  # samples, and so logs, at every step
 

@@ -35,6 +35,10 @@ ROWS = [  # reward, text, its settings or the answer, score
     ("answer", "パリです", {"answer": ["ロンドン"]}, 0),
     ("answer", "パリです", {"answer": [""]}, 0),  # a row without an answer
     ("answer", "パリです", {"answer": [None]}, 0),
+    ("answer", "3776です", {"answer": [3776.0]}, 1),
+    ("answer", "3776です", {"answer": [["3193m", 3776.0]]}, 1),  # any of them
+    ("answer", "3776です", {"answer": [["", None, float("nan"), 0.5]]}, 0),
+    ("answer", "banana", {"answer": [float("nan")]}, 0),
 ]
 
 
@@ -82,6 +86,7 @@ def words(completions, least: int = 1): return [float(len(str(c[-1]["content"]).
 def right(completions, answer, title): return [1.0 for _ in completions]
 def tokens(completion_ids): return [1.0 for _ in completion_ids]
 def polite(prompts, completions): return [0.0 for _ in completions]
+def late(completions, trainer_state): return [trainer_state.global_step / trainer_state.max_steps for _ in completions]
 strict = partial(words, least=3)
 async def slow(completions, **kwargs):
     await asyncio.sleep(0)
@@ -108,7 +113,9 @@ def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_i
     mine, more, wrong = ["--config", "mine.yaml"], ["--config", "more.yaml"], ["--config", "wrong.yaml"]
     scores, err, status = run_rewards(folder, "a b", "c\td\n")
     assert scores["words"] == ["1", "1"] and scores["strict"] == ["0", "0"] and scores["slow"] == ["7", "7"]
-    assert scores["polite"] == ["0", "0"] and scores["text"] == ["a b", "c⇥d⏎"] and status == 1  # as some fail
+    assert (
+        scores["polite"] == scores["late"] == ["0", "0"] and scores["text"] == ["a b", "c⇥d⏎"] and status == 1
+    )  # as some fail
     assert [name for name, words in LEFT_OUT.items() if f"{name}: {words}" not in err or name in scores] == []
     assert not {"SCALE", "partial", "reduce"} & {*scores, *err.replace(":", " ").split()} and "Traceback" not in err
     rows = [  # arguments, exit status, the scores of `words`, words of stderr

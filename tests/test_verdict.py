@@ -106,7 +106,14 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
     ({}, 200, False, [], "no step has moved a weight"),
     ({"frac_reward_zero_std": 0.8}, 20, True, [], "in 80% of the groups all completions scored alike"),
     ({}, 20, True, ["a step moves 2% of the weights"], "a step moves 2% of the weights"),
-    ({}, 20, True, [], "20 steps are few"),
+    (
+        {"rewards/mine/flat_groups": 1.0, "kl": 0.002},
+        200,
+        True,
+        [],
+        "mine scored all completions alike in 100% of the groups",
+    ),
+    ({"rewards/canary/flat_groups": 1.0}, 20, True, [], "20 steps are few"),
     ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 a token): learning_rate is low"),
     ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
     ({}, 200, True, [], ""),
@@ -114,7 +121,7 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
 
 
 def test_the_likeliest_reason_why_nothing_was_learned():
-    found = [likely_reason([LOG | log, {"train_loss": 0.0}], *known) for log, *known, _ in REASONS]
+    found = [likely_reason([LOG | log, {"train_loss": 0.0}], *known, ["mine"]) for log, *known, _ in REASONS]
     assert found == [words for *_, words in REASONS]
 
 

@@ -129,7 +129,8 @@ class Report(TrainerCallback, ExportableState):
         if found.word in ("no change", "not learned"):
             state = self.trainer.state
             moved = not self.watch.failure  # with answers it can only be that no weight has moved
-            reason = likely_reason(state.log_history, state.global_step, moved, self.plan.too_slow)
+            trained = [reward.logged for reward in self.rewards if reward.weight]
+            reason = likely_reason(state.log_history, state.global_step, moved, self.plan.too_slow, trained)
             if reason:
                 found.line += f"; likely because {reason}"
         return found

@@ -1,5 +1,6 @@
 """Samples: the same questions answered by the untrained and by the trained policy, and scored by every reward."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,12 +131,20 @@ def score(
             chats = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
             values = [_score_of_model(reward, chat) for chat in chats]
         elif set(reward.columns) <= set(columns):
-            values = reward.score(prompts, answers, columns | {"completion_ids": ids}, state)
+            values = reward.score(prompts, answers, columns | {"completion_ids": ids}, _as_training_saw(state))
         else:
             values = [None] * len(rows)
         for scores, value in zip(found, values, strict=True):
             scores[reward.logged] = value
     return found
+
+
+def _as_training_saw(state: TrainerState) -> TrainerState:
+    """Up to its last log of a training step, as an evaluation's and that of the end hold no `reward`."""
+    logs = state.log_history.copy()
+    while logs and "reward" not in logs[-1]:
+        logs.pop()
+    return replace(state, log_history=logs)
 
 
 def _score_of_model(reward: Reward, chat: list[dict[str, str]]) -> float:

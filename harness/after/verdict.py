@@ -244,7 +244,9 @@ def _trigrams(text: str) -> set[str]:
     return {letters[i : i + 3] for i in range(len(letters) - 2)}
 
 
-def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_slow: list[str]) -> str:
+def likely_reason(
+    history: list[dict[str, Any]], steps: int, moved: bool, too_slow: list[str], trained: Sequence[str] = ()
+) -> str:
     """The likeliest reason, of those that a run's log tells, why it has learned nothing; or nothing.
 
     Args:
@@ -252,6 +254,7 @@ def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_sl
         steps: optimizer steps taken.
         moved: whether any weight is another one than before.
         too_slow: the plan's doubts about the size of a step.
+        trained: the rewards that have a weight.
     """
     logs = [log for log in history if "frac_reward_zero_std" in log]  # TRL's, of the weighted sum
     flat = fmean(log["frac_reward_zero_std"] for log in logs) if logs else 0.0
@@ -262,6 +265,10 @@ def likely_reason(history: list[dict[str, Any]], steps: int, moved: bool, too_sl
         return f"in {flat:.0%} of the groups all completions scored alike"
     if too_slow:
         return too_slow[0]
+    for name in trained:
+        flat = fmean(log.get(f"rewards/{name}/flat_groups", 0.0) for log in logs or [{}])
+        if flat > 0.9:
+            return f"{name} scored all completions alike in {flat:.0%} of the groups"
     if steps < FEW_STEPS:
         return f"{steps} steps are few"
     if kl and kl < HARDLY:  # with beta 0 there is none, or it is 0

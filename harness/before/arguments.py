@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -76,9 +77,12 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
 def key_about(settings: Settings, call: Callable, message: str = "") -> str:
     """The key of training or lora that an error of `call(settings)` is about.
 
-    It is the latest that the message names, or without which there is none, of a mapping the one inside; `training`
-    where there is no such key.
+    It is one that the message describes; or the latest that it names, or without which there is none, of a mapping the
+    one inside; `training` where there is no such key.
     """
+    described = _described(message)
+    if described:
+        return described
     without = dict(_each_left_out({"training": settings.training, "lora": settings.lora}))
     places = [place for place in reversed(settings.places) if "." in place]  # a section itself is in every file
     for place in [*places, "lora"]:
@@ -92,6 +96,15 @@ def key_about(settings: Settings, call: Callable, message: str = "") -> str:
                 continue
             return key
     return "training"
+
+
+def _described(message: str) -> str | None:
+    """The key of training of which a message has three words in their order: `eval batch size`, `per-device batch`."""
+    text = message.replace("-", " ")
+    for key in GRPOConfig.__dataclass_fields__:
+        if any(" ".join(three) in text for three in combinations(key.split("_"), 3)):
+            return f"training.{key}"
+    return None
 
 
 def _each_left_out(values: dict) -> Iterator[tuple[str, dict]]:

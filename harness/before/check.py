@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from jinja2 import TemplateError
-from transformers import AutoConfig, GenerationConfig, TrainerState
+from transformers import AutoConfig, GenerationConfig
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
@@ -167,7 +167,7 @@ def check_reward(reward: Reward, plan: Plan) -> None:
     others = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
     others["completion_ids"] = plan.policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     try:
-        reward.score([row["prompt"]] * 2, completions, others, TrainerState())
+        reward.score([row["prompt"]] * 2, completions, others, plan.state())
     except RewardError as error:
         raise UserError(str(error)) from error
 

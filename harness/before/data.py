@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ PROMPT = {
 }
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments", "held_out", *PROMPT}
+MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf|Nifti|Mesh|Bio\w+)\(")  # of datasets: each row becomes an object
 OF_A_TEMPLATE = ("model.pretrained_model_name_or_path", "prompts.column", "prompts.system")  # what has to go with it
 
 
@@ -48,9 +50,13 @@ class Data:
         return f"{some[0]}: {', '.join(some[1:])}"
 
     def sha256(self) -> str:
-        """Of the rows trained on, in their order."""
+        """Of the rows trained on, in their order; of pictures and sounds as they are stored."""
         digest = hashlib.sha256()
-        for batch in self.train.iter(1000):
+        media = [name for name, feature in self.train.features.items() if MEDIA.search(str(feature))]
+        plain = self.train.remove_columns(media).iter(1000)
+        stored = self.train.with_format("arrow").iter(1000)
+        for batch, table in zip(plain, stored, strict=True):
+            batch |= table.select(media).to_pydict()
             digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
@@ -182,7 +188,9 @@ def _say_what_is_read_otherwise(rows: Dataset, fates: list[str]) -> None:
 
 
 def _without_taken_names(rows: Dataset, column: str) -> Dataset:
-    for name in rows.column_names:
+    for name, feature in rows.features.items():
+        if name == "tools" or MEDIA.search(str(feature)):
+            print(f"note: the column {name} is not trained on, as pictures, sounds and tools are not")
         if name in RESERVED and name != column:
             print(f"note: the column {name} is left out of the data, as this name is taken")
             rows = rows.remove_columns(name)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.before.arguments import key_about, training_arguments
@@ -56,7 +56,7 @@ def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: 
         args.reward_weights = [*(reward.weight for reward in rewards), 1.0]
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=[*(_with_an_empty_one(reward) for reward in rewards), _any_reward],
+            reward_funcs=[*(_as_in_the_run(reward, plan.state()) for reward in rewards), _any_reward],
             args=args,
             train_dataset=plan.data.train.select([0]),
             processing_class=plan.policy.tokenizer,
@@ -153,13 +153,13 @@ def _small_lora(model: Qwen2ForCausalLM, lora: LoraConfig) -> LoraConfig:
     return lora
 
 
-def _with_an_empty_one(reward: Reward) -> Callable:
-    """The reward as TRL calls it; the first completion is empty, as a policy's may be."""
+def _as_in_the_run(reward: Reward, state: TrainerState) -> Callable:
+    """The reward as TRL calls it; the first completion is empty, as a policy's may be, and the steps are the run's."""
     function = reward.for_trl()
 
     def call(completions, **others):
         completions[0][-1]["content"] = ""
-        return function(completions=completions, **others)
+        return function(completions=completions, **others | {"trainer_state": state})
 
     call.__name__ = reward.name
     return call

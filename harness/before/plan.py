@@ -12,6 +12,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import TrainerState
 from trl import GRPOConfig
 
 from harness.before.data import Data, prompt_text
@@ -53,10 +54,10 @@ class Plan:
         self.completions_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.questions_a_step = self.prompts_a_batch / self.steps_per_call
         batches = len(self.data.train) // self.prompts_a_batch
-        steps_an_epoch = math.ceil(batches * self.steps_per_call)  # as upstream rounds, epoch by epoch
+        self.steps_an_epoch = math.ceil(batches * self.steps_per_call)  # as upstream rounds, epoch by epoch
         self.steps = args.max_steps
         if args.max_steps < 0:
-            self.steps = math.ceil(args.num_train_epochs * steps_an_epoch)
+            self.steps = math.ceil(args.num_train_epochs * self.steps_an_epoch)
         self.calls = math.ceil(self.steps / self.steps_per_call)
 
         longest = self.settings.prompts.max_length or int(self.data.lengths.max())
@@ -70,12 +71,18 @@ class Plan:
         self.too_slow = too_slow(self)
         self.doubts = self.too_slow + doubts(self)
 
+    def state(self) -> TrainerState:
+        """As a reward gets it before the first step."""
+        state = TrainerState(max_steps=self.steps, num_train_epochs=math.ceil(self.steps / self.steps_an_epoch))
+        state.compute_steps(self.args, self.steps)
+        return state
+
     def show(self) -> None:
         """Print it as a table that a person reads in ten seconds."""
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, line in [*_what_is_trained(self), *_how_it_is_trained(self), *_what_it_takes(self)]:
             table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
-        for doubt in self.doubts:
+        for doubt in [*self.doubts, *doubts_of_template(self)]:
             table.add_row("", Text(f"warning: {doubt}", overflow="fold"))
         Console().print(table)
 
@@ -115,6 +122,26 @@ def doubts(plan: Plan) -> list[str]:
         found.append("this launcher kills a run 30 s after a signal; use python -m harness launch in its place")
     if args.save_strategy == "no":
         found.append("save_strategy is no: a run that is stopped has lost everything")
+    return found
+
+
+def doubts_of_template(plan: Plan) -> list[str]:
+    """What the chat template writes behind the first question and an answer, where it is not what is expected."""
+    found = []
+    tokenizer = plan.policy.tokenizer
+    turns = plan.data.train[0]["prompt"]
+    answer = {"role": "assistant", "content": "ANSWER"}
+    text = prompt_text([*turns, answer], tokenizer, plan.args.chat_template_kwargs or {})
+    behind = text.rpartition("ANSWER")[2].strip()  # the end of the answer, and the beginning of the next
+    stops = tokenizer.convert_ids_to_tokens(plan.policy.ends)
+    end = [*tokenizer.tokenize(behind), *stops, "nothing"][0]
+    if end not in stops:
+        found.append(f"the chat template ends an answer by {end}, but sampling stops at {', '.join(stops)}")
+    if end in turns[-1]["content"]:
+        found.append(f"{end} is in the first question: was the chat template applied before? it is now")
+    thinking = [reward.name for reward in plan.rewards if "think" in reward.name + reward.title]
+    if thinking and behind.endswith("<think>"):
+        found.append(f"{thinking[0]} gets answers without their <think>, which the chat template writes")
     return found
 
 

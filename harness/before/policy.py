@@ -1,5 +1,6 @@
 """Policy: the model that is trained, without its weights; an attention that works here; reward models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,7 +41,7 @@ class Policy:
 
     `keywords`: of from_pretrained, to load the weights; with a folder's absolute path, under which an adapter finds
     its base model from anywhere. `fallback`: why its attention is not what was asked for, or "". `dtype`: of its
-    weights. `precision`: see `precision`.
+    weights. `precision`: see `precision`. `ends`: see `eos_token_ids`.
     """
 
     keywords: dict[str, Any]
@@ -48,6 +50,7 @@ class Policy:
     fallback: str
     dtype: torch.dtype
     precision: torch.dtype | None
+    ends: Sequence[int] = ()
 
     def load(self) -> PreTrainedModel:
         # cuDNN's attention plans anew for each shape, and its backward pass gives NaN at some lengths of padded batches
@@ -69,6 +72,10 @@ def load_policy(settings: Settings) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # OSError, ValueError and huggingface_hub's own, each for several causes
         raise settings.error(NAME, loading_problem(name, error)) from error
+    try:
+        generation = GenerationConfig.from_pretrained(name, **where)
+    except OSError:  # the model has no such file
+        generation = GenerationConfig.from_model_config(config)
     if tokenizer.chat_template is None:
         raise settings.error(NAME, f"the tokenizer of {name} has no chat template; choose an instruct model")
     if tokenizer.pad_token is None:
@@ -82,7 +89,19 @@ def load_policy(settings: Settings) -> Policy:
     if Path(name).is_dir():
         name = str(Path(name).absolute())
     keywords = model | {"pretrained_model_name_or_path": name, "attn_implementation": attention}
-    return Policy(keywords, config, tokenizer, fallback, weights_dtype(model, config), precision(settings.training))
+    dtype = weights_dtype(model, config)
+    ends = eos_token_ids(generation, tokenizer)
+    return Policy(keywords, config, tokenizer, fallback, dtype, precision(settings.training), ends)
+
+
+def eos_token_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """As TRL has them: every one that the model declares, and the tokenizer's."""
+    declared = config.eos_token_id
+    if declared is None:
+        declared = []
+    if isinstance(declared, int):
+        declared = [declared]
+    return sorted({tokenizer.eos_token_id, *declared} - {None})
 
 
 def weights_dtype(model: dict[str, Any], config: PreTrainedConfig) -> torch.dtype:

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.samples import complete, score
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
-    from harness.before.policy import changes_base
+    from harness.before.policy import changes_base, eos_token_ids
     from harness.tools.trained import load_model
 
     with quiet():
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         base = trained if switched else load_model(settings["model"])
         rewards = todays_rewards(settings["rewards"])
     sampling = sampling_arguments(settings["training"])
-    ends = eos_token_ids(base, tokenizer)
+    ends = eos_token_ids(base.generation_config, tokenizer)
     state = TrainerState.load_from_json(folder.state_file)
     console = Console(highlight=False, markup=False)
 
@@ -121,13 +121,3 @@ def sampling_arguments(training: dict) -> argparse.Namespace:
 
     defaults = {field.name: field.default for field in fields(GRPOConfig)}
     return argparse.Namespace(**defaults | training)
-
-
-def eos_token_ids(model, tokenizer) -> list[int]:
-    """As TRL has them: every one that the model declares, and the tokenizer's."""
-    declared = model.generation_config.eos_token_id
-    if declared is None:
-        declared = []
-    if isinstance(declared, int):
-        declared = [declared]
-    return [tokenizer.eos_token_id, *declared]

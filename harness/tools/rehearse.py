@@ -123,6 +123,7 @@ class Clock(TrainerCallback):
         self.sampling.append(self.sampled)
         self.memory.append(_memory_in_use(args.use_vllm))
         self.bar.update()
+        control.should_training_stop = state.global_step >= self.bar.total
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.logs.append(dict(logs))
@@ -143,9 +144,10 @@ def _memory_in_use(vllm: bool) -> int:
     return size - free if vllm else torch.cuda.max_memory_reserved() + int(CUDA_CONTEXT)
 
 
-def _clocked(trainer: Trainer, doing: str) -> Clock:
-    """Train `max_steps`."""
-    clock = Clock(doing, trainer.args.max_steps)
+def _clocked(trainer: Trainer, plan: Plan, steps: int, doing: str) -> Clock:
+    """Train so many steps, which the rewards may take for the first ones of the run."""
+    trainer.args.max_steps = max(steps, plan.steps)
+    clock = Clock(doing, steps)
     sampler = trainer.vllm_generation if trainer.use_vllm else trainer.model
     generate = sampler.generate
     sampler.generate = clock.timed(generate)
@@ -162,11 +164,11 @@ def _usual_steps(trainer: Trainer, plan: Plan) -> Clock:
     args = trainer.args
     rate = args.learning_rate
     args.learning_rate = 0.0
-    args.max_steps = max(1, round(2 * plan.steps_per_call))
+    steps = max(1, round(2 * plan.steps_per_call))
     trainer.log_completions = True
     trainer.num_completions_to_print = 0
     Path(args.output_dir, "completions").mkdir(exist_ok=True)
-    clock = _clocked(trainer, "1 of 2: answers of the untrained model")
+    clock = _clocked(trainer, plan, steps, "1 of 2: answers of the untrained model")
     args.learning_rate = rate
     trainer.log_completions = False
     return clock
@@ -181,10 +183,10 @@ def _worst_steps(trainer: Trainer, plan: Plan) -> Clock:
         trainer.vllm_generation.generation_kwargs["min_tokens"] = args.max_completion_length
     else:
         trainer.generation_config.min_new_tokens = args.max_completion_length
-    args.max_steps = WORST_BATCHES * max(1, round(plan.steps_per_call))
+    steps = WORST_BATCHES * max(1, round(plan.steps_per_call))
     trainer.optimizer = None  # made anew, with the run's own learning rate
     trainer.lr_scheduler = None
-    return _clocked(trainer, "2 of 2: the longest prompts and answers")
+    return _clocked(trainer, plan, steps, "2 of 2: the longest prompts and answers")
 
 
 def _print_signal(plan: Plan, clock: Clock) -> None:

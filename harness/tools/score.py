@@ -8,6 +8,7 @@ python rewards.py --config mine.yaml "はい"           # with the settings of t
 import argparse
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from harness.end import exit_status
 from harness.errors import RewardError
@@ -16,6 +17,8 @@ from harness.rewards_file import FROM_TRL, columns, own_callables, reward_functi
 from harness.settings import reward_settings
 
 GIVEN = FROM_TRL - {"completion_ids"}
+# What a reward may read of a TrainerState, whose import takes seconds, before the first of many steps.
+STATE = SimpleNamespace(global_step=0, max_steps=1000, num_train_epochs=1, logging_steps=1, log_history=[])
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def score() -> None:
 
 def _cell(reward: Reward, text: str) -> str:
     completion = [{"role": "assistant", "content": text}]  # which is how training passes it
-    (value,) = reward.score([""], [completion], {})
+    (value,) = reward.score([""], [completion], {}, STATE)
     return "None" if value is None else f"{value:.4g}"
 
 
