@@ -31,7 +31,7 @@ FILES = {
     if file.stem != "__init__"
 }
 ALL = {**FILES, "train_grpo": (ROOT / "train_grpo.py").read_text(encoding="utf-8")}
-NODES = 34_000  # syntax nodes, contexts aside; TRL's GRPO trainer with its config has 14,700, nanochat 24,200
+NODES = 36_500  # syntax nodes, contexts aside; TRL's GRPO trainer with its config has 14,700, nanochat 24,200
 NODES_A_LINE = 7.5  # of code: without blank lines, comments and docstrings; nanochat has 6.2
 NO_CODE = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT),

@@ -138,9 +138,7 @@ def _activations(
         another = kept(policy, lora, rows, tokens, layers=2) - first
     except Exception as error:  # of many kinds: LoRA for the tenth layer, a model whose way depends on its values
         uncounted = in_short(error)
-        mlp = (
-            getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-        )  # as usual; GPT-2's has none
+        mlp = getattr(text, "intermediate_size", None) or 4 * text.hidden_size  # as usual; GPT-2's has none
         # Of a Llama's layer, in 16 bits: 12 tensors as wide as the model, and 4 as wide as the MLP.
         first = another = BFLOAT16 * rows * tokens * (12 * text.hidden_size + 4 * mlp)
     scored = min(rows * args.max_completion_length, TILE_TOKENS)
