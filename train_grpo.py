@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     check_machine(settings)
     folder = RunFolder(settings.training["output_dir"])
     resume = decide(settings, folder)
-    args, lora = training_arguments(settings)
+    with stop.left_to_system():  # while it waits for the other processes of this run
+        args, lora = training_arguments(settings)
     policy = load_policy(settings)
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)

@@ -13,7 +13,6 @@ from accelerate.utils import get_int_from_env
 from peft import LoraConfig
 from trl import GRPOConfig
 
-from harness.during.stop import stop
 from harness.errors import UserError, one_line
 from harness.processes import launched, rank, size
 from harness.settings import Settings
@@ -68,8 +67,7 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
         training["use_cpu"] = True
         if not (training.get("bf16") and training.get("fp16")):  # which it refuses anywhere
             training |= {"bf16": False, "fp16": False}
-    with stop.left_to_system():
-        args = GRPOConfig(**training)
+    args = GRPOConfig(**training)
     lora = None if settings.lora is None else LoraConfig(**settings.lora)
     return args, lora
 

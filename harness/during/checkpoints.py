@@ -24,9 +24,11 @@ FP16_SKIPS = 20  # the loss scaler starts at 2**16 and halves at each skip: afte
 class Checkpoints(TrainerCallback):
     """Stops, saves and seals; a resumed run goes on where it was.
 
-    A step whose gradient is not finite is not taken. After a signal the optimizer step is finished, a checkpoint saved,
-    and Stopped raised. Each checkpoint gets its manifest, hashed in the background; only then those over
-    `save_total_limit` are deleted.
+    A step whose gradient is not finite is not taken. What the optimizer draws in a step (torchao rounds by chance) is
+    the same in each process, which samples by numbers of its own: or whole replicas of a model would drift apart. The
+    parts of a divided model may be rounded by the same numbers too. After a signal the optimizer step is finished, a
+    checkpoint saved, and Stopped raised. Each checkpoint gets its manifest, hashed in the background; only then those
+    over `save_total_limit` are deleted.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, resumed_from: Path | None):
@@ -62,6 +64,13 @@ class Checkpoints(TrainerCallback):
                 f"step {state.global_step + 1}: the gradient norm is {float(norm):g}; the step was not taken; go on "
                 "with --resume, or start anew with a lower training.learning_rate"
             )
+        devices = [args.device] if args.device.type == "cuda" else []  # the CPU's numbers are put back anyway
+        self.own_numbers = torch.random.fork_rng(devices)
+        self.own_numbers.__enter__()
+        torch.manual_seed(args.seed * 2**20 + state.global_step)  # a resumed run draws them too
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.own_numbers.__exit__(None, None, None)
 
     def on_step_end(self, args, state, control, **kwargs):
         signal = torch.tensor(stop.number or 0, device=args.device)

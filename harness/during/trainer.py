@@ -18,7 +18,6 @@ from shlex import quote
 import torch
 from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.during.padding import by_length, positions_are_relative, without_padding
@@ -61,23 +60,6 @@ def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
         left -= set(reward.kept)
 
 
-class SameDraws(TrainerCallback):
-    """What an optimizer step draws is the same in every process, which samples by random numbers of its own.
-
-    Or each replica of a model would round its weights in its own way (torchao's bf16_stochastic_round). The parts of a
-    model that is divided draw the same as well, which rounds none of its weights up more often than it should.
-    """
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        devices = [args.device] if args.device.type == "cuda" else []  # the CPU's numbers are put back anyway
-        self.own = torch.random.fork_rng(devices)
-        self.own.__enter__()
-        torch.manual_seed(args.seed * 2**20 + state.global_step)  # so that a resumed run draws them too
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.own.__exit__(None, None, None)
-
-
 class Trainer(GRPOTrainer):
     def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
         # Not when `args` are made: only the data tell which rewards there are.
@@ -95,7 +77,6 @@ class Trainer(GRPOTrainer):
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
             if reward.model is not None:  # on its device now, or divided over several
                 reward.model = function
-        self.add_callback(SameDraws())
 
     def _calculate_rewards(self, *args, **kwargs):
         """(completions, rewards), of all processes. Also logs the mean of what the best of each group scores."""
