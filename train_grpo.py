@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     check_machine(settings)
     folder = RunFolder(settings.training["output_dir"])
-    resume = decide(settings, folder)
+    resume = decide(settings, folder)  # whether this goes on with a run that was stopped
     with stop.left_to_system():  # while it waits for the other processes of this run
-        args, lora = training_arguments(settings)
+        args, lora = training_arguments(settings)  # GRPOConfig, LoraConfig
     policy = load_policy(settings)
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)
@@ -66,12 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     check_run(plan)
     if settings.options.rehearse:
         return rehearse(plan)
-    first_decides(lambda: check_output(plan, folder, resume))
+    first_decides(lambda: check_output(plan, folder, resume))  # on the first process alone, for all
     if settings.options.check:
         return
 
     with folder.locked():
-        checkpoint = first_decides(lambda: begin(plan, folder, resume))
+        checkpoint = first_decides(lambda: begin(plan, folder, resume))  # the one to go on from; the run is recorded
         load_reward_models(rewards)
         trainer = Trainer(
             model=policy.load(),
