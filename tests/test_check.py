@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, refused
-from transformers import (
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MusicgenConfig,
-    Qwen2_5_VLConfig,
-    Qwen3VLConfig,
-    T5Config,
-)
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, MusicgenConfig, Qwen3VLConfig, T5Config
 
 import rewards
 import train_grpo
@@ -35,7 +27,6 @@ def demo(policy, monkeypatch) -> list[str]:
 
 MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--model.attn_implementation nobody/kernel", "model.attn_implementation: ", "nobody/kernel"),
-    ("--model.attn_implementation flash", "model.attn_implementation: ", "'flash'"),
     ("--model.pretrained_model_name_or_path ./no", "model.pretrained_model_name_or_path: ", f"{ROOT}/no"),
     ("--model.pretrained_model_name_or_path my/model", "model.pretrained_model_name_or_path: ", "Hub"),
     ("--model.pretrained_model_name_or_path LICENSE", "model.pretrained_model_name_or_path: ", "LICENSE"),
@@ -44,8 +35,6 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--lora.init_lora_weights pissa", "lora.init_lora_weights: ", "reference"),  # beta is 0.04
     ("--lora {init_lora_weights:\u00a0olora}", "lora: ", "reference"),
     ("--lora.init_lora_weights pissa_niter_4 --training.beta 0", "lora.init_lora_weights: ", "niter"),
-    ("--dataset.path my/data --dataset.data_files null", "dataset.", "my/data"),
-    ("--dataset.path ./data --dataset.data_files null", "dataset.", "data"),
     ("--dataset.data_files no.json", "dataset.data_files: ", f"{ROOT}/no.json"),
     ("--dataset.data_files LICENSE", "dataset.data_files: ", "LICENSE:2: not JSON"),
     ("--dataset.split trian", "dataset.split: ", "train"),
@@ -54,15 +43,12 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--rewards.nobody/judge.weight 1", "rewards.nobody/judge: ", "Hub"),
     ("--training.generation_kwargs 512", "training.generation_kwargs: ", "dictionary"),
     ("--training.generation_kwargs {max_cache_length:\u00a09}", "training.generation_kwargs.max_cache_length: ", "unk"),
-    ("--training.report_to wandbx", "training.report_to: ", "wandbx"),
     ("--training.push_to_hub true", "training.push_to_hub: ", "hf auth login"),
-    ("--training.output_dir LICENSE/x", "training.output_dir: ", "LICENSE"),
     ("--training.output_dir demo/model --model.pretrained_model_name_or_path demo/model", "training.output_dir: ", ""),
     ("--training.generation_kwargs {temperature:\u00a01}", "training.generation_kwargs.temperature: ", "setting"),
     ("--training.metric_for_best_model eval_rewards/x/mean", "training.metric_for_best_model: ", "emoji_reward"),
     ("--training.metric_for_best_model loss", "training.metric_for_best_model: ", "canaries_hold"),
     ("--training.per_device_train_batch_size 9", "training.per_device_train_batch_size: ", "divisible"),
-    ("--training.lr_scheduler_type cosin --training.seed 1", "training.lr_scheduler_type: ", "cosin"),
     ("--training.use_vllm true", "training.use_vllm: ", "make gpu"),
     ("--training.bf16 true --training.use_transformers_continuous_batching true", "training.", "bfloat16 for good"),
 ]  # fmt: skip
@@ -91,7 +77,6 @@ IN_MINIATURE = [  # arguments, what the message begins with; None: it passes
     ("--lora {target_modules:\u00a0[q_proj,\u00a0lm_head]}", "lora.target_modules: "),
     ("--lora {trainable_token_indices:\u00a0[5,\u00a06],\u00a0r:\u00a04}", "lora.trainable_token_indices: "),
     ("--lora {init_lora_weights:\u00a0pissa,\u00a0r:\u00a064} --training.beta 0", None),
-    ("--lora {layers_to_transform:\u00a0[1],\u00a0target_modules:\u00a0[v_proj]}", None),
     ("--lora {use_dora:\u00a0true} --model.dtype bfloat16 --training.gradient_checkpointing true", None),
     ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn]", None),
     ("--model.pretrained_model_name_or_path GPT2 --lora.target_modules [c_attn,lm_head]", "lora.target_modules: "),
@@ -119,34 +104,20 @@ def test_what_a_step_in_miniature_refuses(demo, policy, tmp_path, monkeypatch):
 LORA = ["--lora", "{r: 4, target_modules: [q_proj]}"]
 SETTINGS = [  # under `training`, words of the refusal or None, more arguments
     ({"lr_scheduler_type": "cosine_with_min_lr"}, "training.lr_scheduler_type: One of min_lr or min_lr_rate"),
-    ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": "{min_lr: 1e-5}"}, None),
-    ({"lr_scheduler_type": "warmup_stable_decay"}, "training.lr_scheduler_type: "),
     ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "{num_cycle: 2}"}, "lr_scheduler_kwargs.num_cycle"),
-    ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": "{lr_end: 1}"}, "training.lr_scheduler_kwargs.lr_end"),
     ({"optim": "paged_adamw_8bit"}, "training.optim: You need to install `bitsandbytes`"),
-    ({"optim": "galore_adamw"}, "training.optim: You need to install `galore_torch`"),
-    ({"optim": "lomo"}, "training.optim: You need to install `lomo_optim`"),
     ({"optim": "sgd", "optim_args": "momentum=high"}, "training.optim_args: could not convert"),
-    ({"adam_beta2": 1.5}, "training.adam_beta2: Invalid beta"),
-    ({"optim": "adafactor"}, None),
     ({"use_liger_kernel": "true"}, "training.use_liger_kernel: "),
     ({"sync_ref_model": "true"}, "training.sync_ref_model: there is no reference model to sync", *LORA),
-    ({"sync_ref_model": "true", "beta": 0}, "training.sync_ref_model: there is no reference model to sync"),
     ({"sync_ref_model": "true", "ref_model_sync_steps": 1}, None),
     ({"generation_kwargs": "{stop_strings: [。]}"}, "training.generation_kwargs.stop_strings: There are one or more"),
     ({"generation_kwargs": "{num_return_sequences: 2}"}, "training.generation_kwargs.num_return_sequences: "),
-    ({"generation_kwargs": "{disable_compile: true}"}, "training.generation_kwargs.disable_compile: "),
-    ({"generation_kwargs": "{return_dict_in_generate: true}"}, "training.generation_kwargs.return_dict_in_generate: "),
     ({"generation_kwargs": "{do_sample: false}"}, "training.generation_kwargs.do_sample: without sampling"),
-    ({"generation_kwargs": "{top_h: 3}"}, "training.generation_kwargs.top_h: "),
     ({"generation_kwargs": "{bad_words_ids: [[99999999]]}"}, "training.generation_kwargs.bad_words_ids: The model"),
     ({"generation_kwargs": "{bad_words_ids: [[7]]}"}, None),
-    ({"cache_implementation": "quantized"}, "training.cache_implementation: You need to install"),
     ({"cache_implementation": "static"}, None),
     ({"gradient_checkpointing": "true", "gradient_checkpointing_kwargs": "{foo: 1}"}, "_kwargs.foo: Unexpected"),
     ({"save_strategy": "best"}, "training.save_strategy: best by what?"),
-    ({"report_to": "wandb"}, "training.report_to: "),
-    ({"mask_truncated_completions": "true", "loss_type": "dapo", "scale_rewards": "batch"}, None),
     ({"learning_rate": "1e-3"}, None, *LORA),
 ]  # fmt: skip
 
@@ -202,7 +173,7 @@ def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
 
 
 def test_a_model_of_another_kind_is_named(policy, tiny, tmp_path):
-    for config in (Qwen2_5_VLConfig(), Qwen3VLConfig(), MusicgenConfig(), T5Config()):
+    for config in (Qwen3VLConfig(), MusicgenConfig(), T5Config()):
         folder = tmp_path / config.model_type
         shutil.copytree(policy, folder, ignore=shutil.ignore_patterns("config.json"))
         config.save_pretrained(folder)
@@ -222,12 +193,8 @@ def test_the_real_command_line_exits_with_2_and_one_line(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "harness", tmp_path / "harness")
     (tmp_path / "demo").symlink_to(ROOT / "demo")
-    source = (ROOT / "rewards.py").read_text(encoding="utf-8")
-    column = ["--config", "demo/config.yaml", "--prompts.column", "question"]
-    rows = [(source, column, "prompts.column: "), (source + "import no_such_package\n", [], "rewards.py")]
-    for text, arguments, place in rows:
-        (tmp_path / "rewards.py").write_text(text, encoding="utf-8")
-        command = [sys.executable, "train_grpo.py", *arguments]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 2 and "Traceback" not in result.stderr
-        assert result.stderr.splitlines()[-1].startswith(f"error: {place}")
+    (tmp_path / "rewards.py").write_text("import no_such_package\n", encoding="utf-8")
+    command = [sys.executable, "train_grpo.py", "--config", "demo/config.yaml"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: rewards.py")

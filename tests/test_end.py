@@ -16,67 +16,46 @@ def test_missing_packages_are_one_line_with_the_command_that_installs_them(tmp_p
     shutil.copytree(ROOT / "harness", tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     pip = f"is not installed for {sys.executable}; run {sys.executable} -m pip install -r requirements.txt\n"
     make = f"is not installed for {sys.executable}; start it with .venv/bin/python, where make has installed it\n"
-    wrong = []
-    for remedy in (pip, make):
-        for command in (["train_grpo.py"], ["-m", "harness", "chat", "outputs/demo"]):
-            start = [sys.executable, "-S", *command]  # a Python without packages
-            result = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
-            said = result.stderr.startswith("error: ") and result.stderr.endswith(remedy)
-            if not said or result.stderr.count("\n") != 1 or result.returncode != 2:
-                wrong.append((command, result))
+    for remedy, command in ((pip, ["train_grpo.py"]), (make, ["-m", "harness", "chat", "outputs/demo"])):
+        start = [sys.executable, "-S", *command]  # a Python without packages
+        result = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
+        assert result.stderr.startswith("error: ") and result.stderr.endswith(remedy), result
         (tmp_path / ".venv").mkdir(exist_ok=True)
         (tmp_path / ".venv/installed").touch()
-    assert wrong == []
+
+
+BESIDE = [  # what lies beside the program, what Python is told to do, the exit status
+    ("vllm/", "from trl import GRPOTrainer", 2),
+    ("scipy/", "import scipy.optimize", 2),
+    ("datasets.py", "from datasets import load_dataset", 2),
+    ("trl.py", "import trl; trl.GRPOConfig", 2),
+    ("data/", "from trl import nothing", 1),  # mistakes of ours
+    ("data/", "import not_there", 1),
+]
 
 
 def test_what_lies_in_the_place_of_a_package_is_named(tmp_path):
-    rows = [  # what lies beside the program, and what Python is told to do
-        ("vllm", "from trl import GRPOTrainer"),
-        ("scipy", "import scipy.optimize"),
-        ("datasets.py", "from datasets import load_dataset"),
-        ("trl.py", "import trl; trl.GRPOConfig"),
-        (None, "from trl import nothing"),  # a mistake of ours
-    ]
-    for name, statement in rows:
-        folder = tmp_path / f"beside {name}"
-        folder.mkdir()
-        (folder / "data").mkdir()
-        if name and name.endswith(".py"):
-            (folder / name).touch()
-        elif name:
-            (folder / name).mkdir()
+    for i, (name, statement, status) in enumerate(BESIDE):
+        place = tmp_path / str(i) / name
+        (place if name.endswith("/") else place.parent).mkdir(parents=True)
+        place.touch()
         program = f"from harness.end import exit_status\ndef main():\n    {statement}\nexit(exit_status(main))\n"
-        (folder / "program").write_text(program)
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, folder / "program"]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        said = result.stderr.splitlines()
-        if name:
-            found = (result.returncode, said[-1].partition(": is taken")[0])
-            assert found == (2, f"error: {folder / name.removesuffix('.py')}"), result
-        else:
-            assert result.returncode == 1 and "Traceback" in result.stderr
+        (place.parent / "program").write_text(program)
+        command = [sys.executable, place.parent / "program"]
+        result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert result.returncode == status and ("Traceback" in result.stderr) == (status == 1), result
+        assert status == 1 or f"\nerror: {place.with_suffix('')}: is taken" in f"\n{result.stderr}", result
 
 
-def test_a_module_that_is_missing_though_all_packages_are_there_is_no_users_mistake():
-    code = "from harness.end import exit_status\nexit_status(lambda: __import__('not_there'))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "Traceback" in result.stderr and result.stderr.endswith("ModuleNotFoundError: No module named 'not_there'\n")
-
-
-# By the encoding: what stdout and stderr are
-NOT_WRITABLE = {
-    "ascii": "| head -c 1",
-    "cp932": "2>&1 | head -c 1",
-    "utf-8": ">/dev/full 2>/dev/full",
-    "latin-1": ">&- 2>&-",
-}
+# The encoding, and what stdout and stderr are
+NOT_WRITABLE = [("ascii", "2>&1 | head -c 1"), ("utf-8", ">/dev/full 2>/dev/full"), ("latin-1", ">&- 2>&-")]
 
 
 def test_what_is_printed_fails_nothing(tiny, tmp_path):
     prints = "lambda: print('🗻' * 10**6) or exit(7)"
     code = f"from harness.end import exit_status; exit(exit_status({prints}))"
-    for encoding, where in NOT_WRITABLE.items():
+    for encoding, where in NOT_WRITABLE:
         line = f"{shlex.join([sys.executable, '-c', code])} {where}; exit ${{PIPESTATUS[0]}}"
         shell = subprocess.run(["bash", "-c", line], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding})
         assert shell.returncode == 7, where

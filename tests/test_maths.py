@@ -19,35 +19,26 @@ NUMBER = [
     ("It is 72", "72", 1),
     ("72 apples, not 70", "72", 0),  # the last number counts
     ("**$1,234**", "1234", 1),
-    ("1, 234", "1234", 0),
     ("−3", "-3", 1),  # U+2212
-    ("3", "-3", 0),
     ("答えは-3です", "-3", 1),
     ("5-3", "3", 1),  # takes away, and is no sign
-    ("f(2)-3", "3", 1),
-    ("1/2", "0.5", 1),
     (r"$\frac{1}{2}$", "1/2", 1),
     (r"\boxed{72}", "72", 1),
     ("1/0", "1", 0),
     ("9" * 5000, "9", 0),  # Python refuses to read a number of more than 4,300 digits
-    ("It is 25 m2", "25", 1),
     ("7２", "72", 1),  # a full-width digit
     ("72", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 1),  # GSM8K's
-    ("24", "48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72", 0),
     ("72", 72, 1),  # of a JSON file
     ("72", ["71", 72.0, None], 1),  # any of them
-    ("72", [None], None),
     ("72", "blue", None),  # a row to which it does not apply
 ]
 ENDS_IN_NUMBER = [
     ("The sum is 72", 1),
     ("So it is **72**.\n", 1),
     (r"\(\boxed{72}\).", 1),
-    (r"$\boxed{72}$", 1),
     ("答えは72。", 1),
     ("Answer: -1,072.50", 1),
     ("72, which is", 0),
-    ("I call it x1", 0),
     ("", 0),
 ]
 

@@ -27,18 +27,13 @@ SETTINGS = (
 """
 VERDICT = r"(learned|not learned|lost|unclear|mixed|hacked|worse|no change): "
 SHOWN = {  # in the output of each cell
-    "settings": "",
-    "clone": "Cloning into 'grpo'",
-    "install": "",
     "taste": rf"Teaching a model of (?s:.*)\n{VERDICT}(?s:.*)image/png",
     "rewards": "emoji_reward\tlength_reward\tcharacters\ttext\n2\t",
     "rehearse": "trained by LoRA(?s:.*)Worst case(?s:.*)\nThe run: 2 steps in ",
     "train": rf"merge it: (?s:.*)\n{VERDICT}",
-    "curves": "image/png",
     "verdict": f"outputs/colab: {VERDICT}",
     "answers": r"\| question \| before \| after \|\n(?s:.*)held out",
     "chat": "富士山の高さは",
-    "download": "trained.tar.gz",
 }
 
 

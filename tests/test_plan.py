@@ -166,14 +166,8 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_calculated_one(monkeyp
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
 SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
 DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
-DEMO += [
-    "2 prompts x 4 = 8 completions",
-    "4 optimizer steps; 16 completions",
-    " 2 times",
-    " 512 generated",
-    "GB (estimated)",
-]
-DEMO += ["answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
+DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", " 512 generated"]
+DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
@@ -181,10 +175,8 @@ PLANS = [  # (arguments, what the plan says, what it does not)
     (["--training.save_strategy", "no"], ["warning: save_strategy"], []),
     (["--model.attn_implementation", "flash_attention_2"], ["sdpa", "not flash_attention_2: "], []),
     (SMALL, ["round back"], []),
-    ([*SMALL, *BY_CHANCE[:2]], ["round back"], []),
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
     (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times", " 256 gen"], []),
-    (["--training.gradient_accumulation_steps", "2"], ["4 prompts x 4 = 16", "4 optimizer steps; 16 ", " 4 times"], []),
     (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times", " 28,672 generated"], []),
     ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
     ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
@@ -216,15 +208,12 @@ LORA_IN_VLLM = ["--training.use_vllm=true", "--config=recipes/lora.yaml"]
 DOUBTS = [
     (["--training.learning_rate=2e-5"], 135e6, 50, None),
     (["--training.learning_rate=3e-5"], 135e6, 50, "destroy"),
-    (["--training.learning_rate=6e-4"], 1e6, 50, None),
     (["--training.learning_rate=6e-4", "--config=recipes/lora.yaml"], 135e6, 50, None),
     (["--training.learning_rate=1e-6"], 135e6, 3, "3 optimizer steps"),
-    (["--training.learning_rate=0"], 135e6, 3, None),
     (["--training.learning_rate=1e-6"], 1500e6, 1250, None),
     (["--training.use_vllm=true", "--training.top_p=0.9", "--training.top_k=20"], 1e6, 50, "top_p"),
     (["--training.use_vllm=true", "--training.min_p=0.1"], 1e6, 50, "min_p"),
     (["--training.top_p=0.9"], 1e6, 50, None),
-    (["--training.use_vllm=true"], 1e6, 50, None),
     ([*LORA_IN_VLLM, "--model.dtype=bfloat16"], 1e6, 50, "merged in bfloat16"),
     ([*LORA_IN_VLLM, "--model.quantization_config={load_in_4bit: true}"], 1e6, 50, "4-bit"),
     (LORA_IN_VLLM, 1e6, 50, None),
@@ -257,8 +246,8 @@ OF_TEMPLATES = [  # the template, its thinks, the tokens that end an answer, the
     (TEMPLATE, "", "<|endoftext|> <|im_end|>", "?", ""),
     (TEMPLATE, "", "<|im_end|>", "<|im_start|>user\n?<|im_end|>\n", "<|im_end|> first question"),
     (TEMPLATE, "<think>\n", "<|im_end|>", "?", "my_think_format <think>"),
-    (TEMPLATE, "<think>\n\n</think>\n", "<|im_end|>", "?", ""),
     (BARE, "", "<|im_end|>", " ? ", ""),
+    (TEMPLATE, "<think>\n\n</think>\n", "<|im_end|>", "?", ""),
 ]
 
 

@@ -1,8 +1,6 @@
 """The report of a real tiny run: what it leaves, and that it tells the truth."""
 
 import io
-import json
-import os
 import re
 import shlex
 import shutil
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, dies_in_step, tiny_arguments
+from forked import two
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from transformers import AutoTokenizer
@@ -60,8 +59,6 @@ def test_the_model_card_is_valid_and_complete_and_the_tracker_has_the_full_recor
     text = card.text
     assert "Unfinished" not in text and "8 of 8" in text and "shao2024deepseekmath" in text
     assert [row["question"] in text for row in RunFolder(run).samples()][: 3 + 8 + 1] == [True] * (3 + 8) + [False]
-    for line in ("| time | ", "| generated | about ", "| total reward | ", "| KL at the end | ", "| versions | trl "):
-        assert f"\n{line}" in text, line
 
 
 @pytest.mark.draws
@@ -76,37 +73,22 @@ def test_the_effective_config_repeats_the_run_and_its_curves_are_drawn(run, tmp_
     assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5  # neither blank nor black
 
 
-def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(run, tiny, tmp_path, policy):
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    stops = [i for i in range(len(tokenizer)) if "。" in tokenizer.decode([i])]
-    suppressed = f"--training.generation_kwargs={{suppress_tokens: {stops}}}"
-    dies_in_step(4, [*tiny, "--training.save_steps", "2", suppressed])
+def test_a_run_that_is_stopped_leaves_its_samples_and_a_card_that_says_so(tiny, tmp_path):
+    dies_in_step(4, [*tiny, "--training.save_steps", "2"])
     assert "**Unfinished" in (tmp_path / "run/README.md").read_text()
     rows = RunFolder(tmp_path / "run").samples()
     assert rows and all(row["before"] and row["after"] is None for row in rows)
-    # They are generated with the run's own generation_kwargs.
-    assert any("。" in row["before"]["completion"] for row in RunFolder(run).samples())
-    assert not any("。" in row["before"]["completion"] for row in rows)
-
-
-TWICE = """
-import sys, train_grpo, harness.after.report
-from harness.end import exit_status
-harness.after.report.draw_curves = lambda *_: None
-sys.exit(exit_status(lambda: [train_grpo.main(sys.argv[1:] + more) for more in (["--rehearse"], [])]))
-"""
 
 
 def test_two_processes_rehearse_and_report_once(tiny, tmp_path):
-    (tmp_path / "twice.py").write_text(TWICE)
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "twice.py")]
-    command = [*start, *tiny, "--training.ddp_backend", "gloo", "--training.per_device_train_batch_size", "4"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Worst case: ") == 1
+    said = ""
+    for more in (["--rehearse"], []):
+        processes = two([*tiny, "--training.per_device_train_batch_size", "4", *more], tmp_path / f"ends{more}")
+        assert [process.wait() for process in processes] == [0, 0], [process.err for process in processes]
+        said += "".join(process.out for process in processes)
+    assert said.count("Worst case: ") == 1
     assert {path.name for path in tmp_path.glob("run*")} == {"run"}
-    assert result.stdout.count("2 prompts x 4 = 8 completions") == 2  # both plans, once, counting both processes
+    assert said.count("2 prompts x 4 = 8 completions") == 2  # both plans, once, counting both processes
     rows = RunFolder(tmp_path / "run").samples()
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
 
@@ -122,25 +104,18 @@ def test_the_last_lines_are_commands_also_where_the_report_cannot_be_written(tin
     train_grpo.main([*tiny, "--training.output_dir", str(folder)])
     said = capsys.readouterr().out
     assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
-    log = r"^step 3/4  reward [\d.]+  emoji .* \| [\d.]+ tokens, \d+ characters, \d+% cut off \| .* \| [\d,]+ tokens/s$"
-    assert re.search(log, said, re.MULTILINE)
     *_, model, talk, compared, go_on, warning, verdict = said.splitlines()
     assert model == f"the model:   {folder}" and re.match(r"\w+( \w+)?: ", verdict)
     assert warning.startswith("warning: step 1: the report is incomplete")
 
     done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)
     assert done.returncode == 0 and " all 4 " in done.stdout, done.stderr
-    # The others without a new process, which costs ten times what they do: as the shell takes them apart.
     start = shlex.split(compared.split(":", 1)[1])[:-2]  # PYTHONPATH=..., python, -m, harness
     command = shlex.split(talk.split(":", 1)[1])
     assert command[:-1] == [*start, "chat"]
     monkeypatch.setattr("sys.stdin", io.StringIO("富士山の高さは?\n"))
     chat.main(command[-1:])
     assert "trained" in capsys.readouterr().out
-    python, script, *arguments = shlex.split(go_on.split(":", 1)[1])
-    assert python == start[1] and Path(script).samefile(ROOT / "train_grpo.py")
-    train_grpo.main([*arguments, "--training.max_steps", "2", "--training.output_dir", str(tmp_path / "more")])
-    assert "go on:" in capsys.readouterr().out
 
 
 @pytest.mark.draws
@@ -150,26 +125,19 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(rewards, "emoji_reward")  # renamed since the run
     other = Path(shutil.copytree(run, tmp_path / "other"))
     (other / "rewards.py").write_text((run / "rewards.py").read_text() + "x = '[/INST]', [1]\n")
-    state = json.loads((run / "trainer_state.json").read_text())
-    state["stateful_callbacks"]["Report"]["attributes"]["seconds"] = 600  # before a resume and after it
-    (other / "trainer_state.json").write_text(json.dumps(state))
     compare.main([str(run), str(other)])
     table = capsys.readouterr().out
-    assert "emoji" in table and "minutes" in table and " 10.0 " in table and table.count(": learned: emoji +") == 2
+    assert "emoji" in table and "minutes" in table and table.count(": learned: emoji +") == 2
     assert "x = '[/INST]', [1]" in table  # as it stands, although it looks like rich's markup
     assert not list(tmp_path.glob("*.png"))  # only on request
     compare.main([str(run), "-o", "mine.png"])
     assert (tmp_path / "mine.png").stat().st_size > 10_000
-    (other / "rewards.py").unlink()
-    compare.main([str(run), str(other)])
-    assert "not there" in capsys.readouterr().out
 
 
 def test_a_tool_is_started_by_its_name():
     starts = [  # arguments of python -m harness, its exit status, words of what it prints
         (["compare", "nowhere"], 2, "error: nowhere: holds no run"),
         (["compair", "nowhere"], 2, "error: compair: no such tool; there are chat, compare, "),
-        (["compare", "--help"], 0, "usage: python -m harness compare "),
         ([], 0, "python -m harness chat outputs/a"),
     ]
     for arguments, status, words in starts:

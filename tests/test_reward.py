@@ -41,7 +41,6 @@ def test_one_finite_number_or_none_for_each_completion_passes_and_everything_els
         ([float("inf"), 0.0], ["inf", "row 0", "'c0'"]),
         ([0.0, -1e30], ["-1e+30", "row 1"]),
         ([0.0, "good"], ["'good'", "row 1"]),
-        (["0.0", "1.0"], ["'0.0'", "row 0"]),  # numbers, but written
         ([0.0, [1]], ["[1]", "row 1"]),
         ({0: 1.0, 1: 2.0}, ["{0: 1.0, 1: 2.0}", "2 numbers"]),
     ]
@@ -114,12 +113,10 @@ def test_a_bad_value_in_mid_run_stops_it_before_the_step(tiny, tmp_path, monkeyp
 
 def test_what_is_logged_of_two_groups_of_two():
     rows = [  # scores; flat groups, to which share it applies, the lowest and the highest
-        ([0, 1, 0, 1], 0, None, 0, 1),
         ([1, 1, 0, 1], 0.5, None, 0, 1),
         ([1, 1, 0.5, 0.5], 1, None, 0.5, 1),  # flat within each group, whatever the groups are
         ([0.1, 0.1 + 1e-6, 0, 1], 0.5, None, 0, 1),  # noise is no difference
         ([None, 1, None, None], 1, 0.25, 1, 1),  # nothing to compare in the first; the second is left out
-        ([1, None, None, 2], 1, 0.5, 1, 2),
         ([None, None, None, None], None, 0, None, None),
     ]
     wrong = []
@@ -159,7 +156,6 @@ class Bonus:
     \"\"\"A bonus.\"\"\"
     def __init__(self, bonus): self.bonus = bonus
     def __call__(self, completions, more: int = 0): return [self.bonus + more for _ in completions]
-    def double(self, completions): return [2 * self.bonus for _ in completions]
 class Slow(Bonus):
     async def __call__(self, completions): return [self.bonus for _ in completions]
 def telling(function):
@@ -180,7 +176,6 @@ def helper(text): return text
 
 tripled = functools.partial(typed, scale=3)
 instance = Bonus(2)
-method = instance.double
 slow_partial = functools.partial(Slow(4))
 short = lambda completions: [float(len(c[-1]["content"])) for c in completions]
 soft = get_soft_overlong_punishment(4, 2)
@@ -189,11 +184,10 @@ hidden = silent(lambda completions, **kwargs: [6 for _ in completions])
 also = think_format_reward
 number = 3
 """
-GIVES = {"tripled": 3, "method": 4, "slow_partial": 4, "short": 1, "soft": -0.5, "told_slowly": 7, "tokens": 3}
+GIVES = {"tripled": 3, "slow_partial": 4, "short": 1, "soft": -0.5, "told_slowly": 7, "tokens": 3}
 NAMED = [
     *((name, {}, score) for name, score in GIVES.items()),
     ("hidden", {}, 6),
-    ("also", {}, 0),
     ("think_format_reward", {}, 0),  # imported, and named
     ("told", {"mode": "high"}, 11),
     ("typed", {"mode": "high", "limits": {"most": 3}}, 14),
@@ -205,7 +199,6 @@ NAMED = [
     ("first_only", {}, "rewards.first_only: positional-only"),
     ("cached", {}, "rewards.cached: unhashable"),
     ("helper", {}, "rewards.helper: `completions`"),
-    ("get_soft_overlong_punishment", {}, "rewards.get_soft_overlong_punishment: `completions`"),
     ("reduce", {}, "rewards.reduce: `completions`"),  # written in C
     ("Bonus", {}, "rewards.Bonus: class"),
     ("number", {}, "rewards.number: 3"),

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = [  # reward, text, its settings or the answer, score
     ("emoji", "", {}, 0),
-    ("emoji", "#1 * 2 = 2, 0-9", {}, 0),  # digits, # and * start keycaps, but are no emoji by themselves
     ("emoji", "1️⃣", {}, 1),  # a keycap is three code points
     ("emoji", "👨‍👩‍👧‍👦", {}, 1),  # a family is four people joined by ZWJ
     ("emoji", "🇯🇵", {}, 1),  # a flag is two letters
@@ -38,7 +37,6 @@ ROWS = [  # reward, text, its settings or the answer, score
     ("answer", "3776です", {"answer": [3776.0]}, 1),
     ("answer", "3776です", {"answer": [["3193m", 3776.0]]}, 1),  # any of them
     ("answer", "3776です", {"answer": [["", None, float("nan"), 0.5]]}, 0),
-    ("answer", "banana", {"answer": [float("nan")]}, 0),
 ]
 
 
@@ -84,7 +82,6 @@ import asyncio
 
 def words(completions, least: int = 1): return [float(len(str(c[-1]["content"]).split()) >= least) for c in completions]
 def right(completions, answer, title): return [1.0 for _ in completions]
-def tokens(completion_ids): return [1.0 for _ in completion_ids]
 def polite(prompts, completions): return [0.0 for _ in completions]
 def late(completions, trainer_state): return [trainer_state.global_step / trainer_state.max_steps for _ in completions]
 strict = partial(words, least=3)
@@ -98,7 +95,6 @@ SCALE = 3
 """
 LEFT_OUT = {  # and what is said of it
     "right": "needs answer, title",
-    "tokens": "needs completion_ids",
     "misspelt": "has no parameter `completions`",
     "wrong": "returned {}",
     "raises": "raised ZeroDivisionError",
@@ -113,9 +109,8 @@ def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_i
     mine, more, wrong = ["--config", "mine.yaml"], ["--config", "more.yaml"], ["--config", "wrong.yaml"]
     scores, err, status = run_rewards(folder, "a b", "c\td\n")
     assert scores["words"] == ["1", "1"] and scores["strict"] == ["0", "0"] and scores["slow"] == ["7", "7"]
-    assert (
-        scores["polite"] == scores["late"] == ["0", "0"] and scores["text"] == ["a b", "c⇥d⏎"] and status == 1
-    )  # as some fail
+    assert scores["polite"] == scores["late"] == ["0", "0"] and scores["text"] == ["a b", "c⇥d⏎"]
+    assert status == 1  # as some fail
     assert [name for name, words in LEFT_OUT.items() if f"{name}: {words}" not in err or name in scores] == []
     assert not {"SCALE", "partial", "reduce"} & {*scores, *err.replace(":", " ").split()} and "Traceback" not in err
     rows = [  # arguments, exit status, the scores of `words`, words of stderr
@@ -125,7 +120,6 @@ def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_i
         ([], 1, ["1", "1", "1"], ""),  # the lines of stdin
         ([*wrong, "a"], 2, None, "error: wrong.yaml:2: rewards.words.lest: unknown, did you mean "),
         (["--config", "no.yaml", "a"], 2, None, "error: no.yaml: "),
-        (["--confg", "a"], 2, None, "unrecognized arguments: --confg"),
     ]
     found = [run_rewards(folder, *arguments, stdin="はい\nx\n3\n") for arguments, *_ in rows]
     assert [(status, scores.get("words")) for scores, _, status in found] == [row[1:3] for row in rows]

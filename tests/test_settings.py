@@ -91,20 +91,17 @@ COMMAND_LINE = {
     "training.pad_to_multiple_of": {"8": 8, "auto": "auto"},  # a number or a word
     "training.scale_rewards": {"false": False, "none": "none"},
     "training.run_name": {"3": "3", "1e-6": "1e-6", "2026-13-45": "2026-13-45"},  # a name may look like a number
-    "training.learning_rate": {"1e-6": 1e-6},
     "training.seed": {"8.0": 8, "010": 10},  # in YAML 1.1 eight
     "training.bf16": {"true": True},
     "training.generation_kwargs": {"{top_k: 3, logit_bias: {1: 2}}": {"top_k": 3, "logit_bias": {1: 2}}},
     "training.generation_kwargs.top_k": {"5": {"top_k": 5}},
     "training.chat_template_kwargs.enable_thinking": {"false": {"enable_thinking": False}},
     "training.debug": {"[underflow_overflow]": ["underflow_overflow"]},
-    "training.optim": {"adamw_torch_8bit": "adamw_torch_8bit"},
     "prompts.system": {"A: b # now": "A: b # now", "b # now": "b # now", "yes": "yes", "null": None},
     "prompts.rename.a": {"5": {"a": "5"}},
     "samples.questions": {"[富士山の高さは?, Q：x]": ["富士山の高さは?", "Q：x"]},
     "lora.loftq_config": {"{loftq_bits: 8}": {"loftq_bits": 8}},
     "model.token": {"true": True},
-    "dataset.data_files": {"my.csv": "my.csv"},
     "dataset.data_files.train": {"my.csv": {"train": "my.csv"}},
 }
 

@@ -19,6 +19,7 @@ import rewards
 import train_grpo
 from harness.during.trainer import Trainer
 from harness.reward import Reward
+from harness.run_folder import RunFolder
 from harness.tools.chat import todays_rewards
 
 # What demo/config.yaml and conftest.py's arguments come to.
@@ -71,7 +72,7 @@ def test_lora_trains_an_adapter_that_finds_its_base_model_from_anywhere(tiny, tm
     assert kept["use_dora"] and kept["use_rslora"]
     moved = [name for name, weight in trained.named_parameters() if "lora_B" in name and weight.abs().max() > 0]
     assert len(moved) == 7 * 2  # every target of both layers
-    rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
+    rows = RunFolder(tmp_path / "run").samples()
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
     assert f'model="{tmp_path}/run"' in (tmp_path / "run/README.md").read_text()
 
@@ -103,6 +104,18 @@ def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_p
     assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 2
     answers = [json.loads(line)["after"]["completion"] for line in (tmp_path / "run/samples.jsonl").open()]
     assert sum(map(len, answers)) / len(answers) < 12  # characters; 18 with the usual 16 tokens
+
+
+def test_make_real_trains_with_its_settings(policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    small = "--training.max_steps 2 --training.gradient_accumulation_steps 1 --training.max_completion_length 8"
+    train_grpo.main(
+        ["--config", "recipes/cpu.yaml", "--config", "demo/real/config.yaml", *small.split(), "--samples.held_out", "2"]
+        + ["--training.output_dir", str(tmp_path / "run"), "--model.pretrained_model_name_or_path", policy]
+    )
+    asked = RunFolder(tmp_path / "run").samples()
+    assert [row["held_out"] for row in asked] == [False, False, True, True]
+    assert all(row["after"]["completion"] for row in asked)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")

@@ -44,11 +44,8 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
     (40, [(CUT | {"completions/clipped_ratio": 0.6}, 6)], {}),  # over a half, but by less than may be chance
     (40, [(CUT | {"completions/clipped_ratio": 0.6}, 8)], {"cut": 7}),
     (40, [({}, 1), (FLAT, 1)], {"groups": 2}),
-    (2, [({}, 9), (FLAT, 8)], {}),
     (40, [({}, 1), (FLAT | {"rewards/length/flat_groups": 0.4}, 9)], {}),  # one of them still teaches
     (40, [({}, 1), (TOTAL, 2)], {"reward": 3}),
-    (40, [({}, 1), (TOTAL, 1)], {}),
-    (2, [({}, 16), (TOTAL, 15)], {}),
     (40, [({}, 1), (TOTAL | {"reward": 3.7}, 20)], {}),  # less than a tenth
     (40, [({}, 1), (ANSWER, 1), (ANSWER | {"rewards/answer/mean": 0.2}, 2)], {"rewards/answer": 4}),
     (40, [({}, 8), (ANSWER, 9)], {"rewards/answer": 14}),  # a smaller fall takes more questions
@@ -56,9 +53,6 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
     (40, [({"kl": 3.0}, 1)], {}),  # an unlikely token
     (40, [({"kl": 1.2}, 1), ({"kl": 3.0}, 1)], {"kl": 2}),
     (8, [({}, 4), (KL, 3), ({}, 9)], {}),  # the demo's
-    (40, [({}, 1), ({"kl": 1.9}, 20)], {}),
-    (8, [({}, 1), (KL, 4)], {"kl": 5}),
-    (2, [({}, 1), (KL, 15)], {}),
     (2, [({}, 1), ({"kl": 12.0}, 2)] * 5, {}),  # an unlikely token
     (40, [({}, 2), ({"entropy": 0.0}, 3)], {"entropy": 4}),
     (40, [({}, 2), ({"entropy": 0.11}, 9)], {}),
@@ -98,10 +92,8 @@ def simulated(rng: np.random.Generator, questions: int, logs: int, answer: float
 
 SIMULATED = [  # questions a log, logs, the share it knows half-way, emoji gained, how many of 20 are warned by then
     (2, 150, 0.8, 0.0, 0),
-    (8, 150, 0.8, 0.0, 0),
     (40, 30, 0.8, 0.0, 0),
     (2, 150, 0.85, 3.5, 0),
-    (40, 30, 0.85, 3.5, 0),
     (2, 150, 0.0, 3.5, 20),
     (40, 30, 0.0, 3.5, 20),
 ]
