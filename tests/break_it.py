@@ -4,8 +4,7 @@ sigterm:PHASE, usr1:PHASE    the signal, at the second call of a phase
 doubled:PHASE, twice:PHASE   SIGTERM twice, at once or four seconds apart
 kill:N                       SIGKILL when the second checkpoint has N files   nan:STEP     a loss of NaN
 fill:MB                      at the second save, the disk fills up but for so much
-raise:N                      a reward raises at its Nth call
-children:N                   a reward starts children of every kind; in its Nth call Ctrl-C comes to all that are forked
+raise:N, children:N          at its Nth call a reward raises; has children, and Ctrl-C comes to all that are forked
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
 weights:uncompiled           nothing is compiled; at the end each process's weights are in OUTPUT_DIR/RANK.pt
 @RANK                        in this process of several only

@@ -1,6 +1,5 @@
 """Real processes that start in a tenth of a second: forked from a server that has imported torch and TRL once.
 
-Each is as one that a shell has started in the repository's root: its own signals, exit status, output and environment.
 Only what is read while a module is imported (HF_HUB_OFFLINE, the hash seed) is the server's.
 """
 

@@ -2,18 +2,14 @@
 
 import os
 import pty
-import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SIX_STEPS, refused, tiny_arguments, weights
+from conftest import SIX_STEPS, refused, tiny_arguments, weights
 from forked import Forked
 from huggingface_hub import HfApi
 from trl import GRPOTrainer
@@ -216,24 +212,6 @@ def test_killed_after_each_file_of_a_save(tiny, tmp_path, uninterrupted):
             assert weights(run) == uninterrupted
         shutil.rmtree(run)
     assert files > 8 and whole >= {"checkpoint-2", "checkpoint-6"}
-
-
-def test_ctrl_c_in_a_shell_exits_130(tiny, tmp_path):
-    """As a terminal does it: SIGINT to all of the shell's process group."""
-    line = f"{shlex.join([sys.executable, 'train_grpo.py', *tiny, '--training.max_steps', '4000'])}; exit $?"
-    shell = subprocess.Popen(
-        ["bash", "-c", line],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs behind an &
-        start_new_session=True,
-    )
-    while not RunFolder(tmp_path / "run").status().get("step"):
-        assert shell.poll() is None
-        time.sleep(0.02)
-    os.killpg(shell.pid, signal.SIGINT)
-    assert b"stopped by SIGINT: checkpoint-" in shell.stderr.read() and shell.wait() == 130
-    assert fault(RunFolder(tmp_path / "run").newest_complete()) is None
 
 
 def test_a_second_signal_stops_at_once(tiny, tmp_path):

@@ -35,9 +35,7 @@ MERGED = [("float32", "float32", 0, 0.01), ("bfloat16", "bfloat16", 0.1, 5), ("p
 
 
 @pytest.mark.parametrize(("name", "dtype", "least", "most"), MERGED)
-def test_the_merged_folder_opens_and_answers_alike(
-    name, dtype, least, most, runs, policy, tmp_path, capfd, monkeypatch
-):
+def test_the_merged_folder_answers_alike(name, dtype, least, most, runs, policy, tmp_path, capfd, monkeypatch):
     run = shutil.copytree(runs[name], tmp_path / "run")
     merge.main([f"{run}/"])
     out, err = capfd.readouterr()

@@ -65,8 +65,6 @@ def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     message = refused(arguments)
     assert "rewards.emoji_reward: " in message and "max_emoji" in message  # a setting that is also a column
-    (tmp_path / "q.jsonl").write_text('{"query": 3, "answer": "x"}\n' * 20)
-    assert "prompts.column: 20 of 20 rows" in refused([*arguments, "--prompts.drop_empty", "true"])
     joined = ["--prompts.column", "[query, n]", "--rewards.answer_reward.weight", "0"]
     (tmp_path / "q.jsonl").write_text('{"query": "q", "n": "m"}\n{"query": "q", "n": null}\n' * 8)
     train_grpo.main([*arguments, *joined])
@@ -96,7 +94,6 @@ def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, 
 
 
 def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
-    """CSV, settings and reward stand in README.md; run in a copy of the repository, on the tests' policy."""
     page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your data")[1]
     table, settings, reward = re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)[:3]
     (command,) = re.findall(r"^    (python train_grpo.py .*? --check)\s", page, re.MULTILINE)

@@ -125,10 +125,8 @@ def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path):
     none = changed(run, tmp_path, answer_reward=[float("nan")] * 16)
     rows = [  # a folder, arguments, what is named, and a word
         (run, ["--step", "9"], run, "completions_00009.parquet"),
-        (run, ["--step", "4"], run, "completions_00004.parquet"),  # the rest of a batch
         (run, ["--sort", "emoji"], "emoji", "total, emoji_reward, length_reward, answer_reward"),
         (none, ["--worst", "answer_reward"], "answer_reward", "no completion"),
-        (tmp_path / "nothing", [], tmp_path / "nothing", "log_completions"),
         (half, [], half / FILE, "not readable"),
     ]
     for folder, arguments, place, word in rows:

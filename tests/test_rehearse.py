@@ -41,15 +41,8 @@ def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path,
     said, bars = capsys.readouterr()
     assert trackers == [] and list(kept.iterdir()) == [] and not (tmp_path / "run").exists()
     assert "Rehearsal, 1 of 2: " in bars and "Rehearsal, 2 of 2: " in bars
-    for words in (
-        r"emoji_reward: .* of groups; the best of a group is .*: (good|weak|bad)",
-        r"% of answers are cut off at max_completion_length 48: ",
-        r"best answer, .*\n  median answer, .*\n  worst answer, ",
-        r"memory: \d+\.\d GB measured, \d+\.\d GB calculated",
-        r"a step \d+\.\d\d s, \d+% of it sampling; with answers as they are now \d+\.\d\d s",
-        r"The run: 4 steps in \S+ to \S+ minutes on this CPU, 0\.\d\d to 0\.\d\d at 2.5 an hour",
-    ):
-        assert re.search(words, said), (words, said)
+    assert re.search("best answer, .*\n  median answer, .*\n  worst answer, ", said), said
+    assert re.search(r"The run: 4 steps in \S+ to \S+ minutes .*, 0\.\d\d to 0\.\d\d at 2.5 an hour", said), said
     usual, worst = clocks
     assert 0 < sum(worst.sampling) < sum(worst.seconds) and min(worst.memory) > 0
     assert {log["completions/mean_length"] for log in worst.logs if "completions/mean_length" in log} == {48}
@@ -68,8 +61,7 @@ def test_a_reward_that_is_flat_or_applies_to_some_groups_only(tiny, kept, monkey
     monkeypatch.setattr(rewards, "emoji_reward", sometimes)
     train_grpo.main([*tiny, "--rehearse", "--rewards.length_reward.alpha", "0"])
     said = capsys.readouterr().out
-    for_0_1_2_3 = "emoji_reward: 1.5 (std 1.1), all alike in 0% of groups; the best of a group is 1.5 above"
-    assert for_0_1_2_3 in said
+    assert "emoji_reward: 1.5 (std 1.1), all alike in 0% of groups" in said  # of 0, 1, 2 and 3
     assert re.search("length_reward: 1 .std 0., all alike in 100% of groups; .*: bad", said)
 
 

@@ -26,11 +26,9 @@ def test_an_interval_of_equal_values_knows_that_not_all_questions_were_asked():
     ends = [  # values, scores they are the differences of, and the interval: 3 of n may be otherwise
         ([0.5] * 10, None, "+0.50 (0.35 to 0.50)"),  # of what was seen, 0.5 is the most that a score can be
         ([0.0] * 12, [1.0], "0.00 (-0.25 to 0.25)"),
-        ([-0.1] * 12, [1.0], "-0.10 (-0.15 to -0.05)"),  # all fell, so that their mean did
         ([0.0] * 12, [0.0], "0.00 (0.00 to 0.00)"),
         ([1.0] * 11 + [0.5], [0.0, 1.0], "+0.96 (0.87 to 1.00)"),
         ([0.1, 0.2, -0.3] * 4, None, "0.00 (-0.14 to 0.14)"),  # whose sum is 0 but for its last digit
-        ([0.1 + 0.2] * 4 + [0.3] * 5, [0.0, 0.3], "+0.30 (0.20 to 0.30)"),  # equal, but for the last digit
         ([0.5] * 7, None, "+0.50 (too few for an interval)"),
     ]
     assert [str(interval(values, scores)) for values, scores, _ in ends] == [words for *_, words in ends]
@@ -42,7 +40,6 @@ VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the 
     "a little of a canary is lost": ({"emoji": (1, UP), "answer": (0, [-1] + 15 * [-0.1])}, "learned", "lost: answer"),
     "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r"learned: emoji .*; lost: length -0.75"),
     "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
-    "a weight below 0": ({"length": (-1, DOWN)}, "learned", r"learned: length -0.75 \("),
     "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
     "half of it may be lost": ({"emoji": (1, UP), "polite": (0, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
     "nothing": ({"emoji": (1, SAME), "answer": (0, SAME)}, "not learned", r"^not learned: emoji 0.00 .*; kept: answer"),
@@ -106,13 +103,7 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
     ({}, 200, False, [], "no step has moved a weight"),
     ({"frac_reward_zero_std": 0.8}, 20, True, [], "in 80% of the groups all completions scored alike"),
     ({}, 20, True, ["a step moves 2% of the weights"], "a step moves 2% of the weights"),
-    (
-        {"rewards/mine/flat_groups": 1.0, "kl": 0.002},
-        200,
-        True,
-        [],
-        "mine scored all completions alike in 100% of the groups",
-    ),
+    ({"rewards/a/flat_groups": 1, "kl": 0.002}, 200, True, [], "a scored all completions alike in 100% of the groups"),
     ({"rewards/canary/flat_groups": 1.0}, 20, True, [], "20 steps are few"),
     ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 a token): learning_rate is low"),
     ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
@@ -121,7 +112,7 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
 
 
 def test_the_likeliest_reason_why_nothing_was_learned():
-    found = [likely_reason([LOG | log, {"train_loss": 0.0}], *known, ["mine"]) for log, *known, _ in REASONS]
+    found = [likely_reason([LOG | log, {"train_loss": 0.0}], *known, ["a"]) for log, *known, _ in REASONS]
     assert found == [words for *_, words in REASONS]
 
 
@@ -144,9 +135,7 @@ def test_the_demo_is_called_learned(demo, tmp_path, capsys):
     found = json.loads((tmp_path / "run/status.json").read_text())["verdict"]
     assert (found["word"], found["line"]) == ("learned", last)
     emoji = found["changes"][0]
-    words = re.search(r"emoji (\+.*?\))", last)[1]
-    row = f"| emoji | {emoji['before']:.2f} | {emoji['after']:.2f} | {words} | {emoji['better']}, {emoji['worse']} |"
-    assert f"{row} learned |" in card and emoji["better"] > 20 > emoji["worse"]
+    assert emoji["better"] > 20 > emoji["worse"]
 
 
 # With 2e-3 in the place of 6e-4 it takes a third of the steps.
