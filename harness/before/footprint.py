@@ -56,6 +56,8 @@ def footprint(
         model = _without_weights(policy, policy.config, lora)
     except Exception as error:  # ValueError: Target modules {...} not found in the base model
         raise settings.error("lora", one_line(error)) from error
+    for module in _not_there(lora, model):  # which peft passes over where others are there
+        raise settings.error("lora.target_modules", f"the model has no module {module}")
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     activations, uncounted = _activations(policy, args, lora, rows, tokens)
     if args.deepspeed_plugin:
@@ -109,6 +111,14 @@ def sharding(args: GRPOConfig) -> tuple[bool, int]:
     if args.deepspeed_plugin is None:
         return fsdp, 0
     return fsdp, args.deepspeed_plugin.zero_stage
+
+
+def _not_there(lora: LoraConfig | None, model: PreTrainedModel) -> list[str]:
+    """The names under target_modules that fit no module of the model."""
+    if lora is None or not isinstance(lora.target_modules, set | list):
+        return []
+    adapted = [f".{name}" for name, _ in model.named_parameters() if "lora_" in name]
+    return [module for module in lora.target_modules if not any(f".{module}." in name for name in adapted)]
 
 
 def _sampling(text: PreTrainedConfig, rows: int, tokens: int) -> float:

@@ -64,11 +64,12 @@ class Stop:
         first = self.first
         handlers = self._take(self._handle)
         self.first = _say_so
+        self.number = None
         try:
             yield
-        finally:
-            self.first = first
             self.number = None  # one that came after the last step has stopped nothing
+        finally:  # where one has stopped the run, a second one so soon is still the same
+            self.first = first
             _put_back(handlers)
 
     def _take(self, handler: Any) -> dict[int, Any]:
