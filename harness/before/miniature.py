@@ -44,7 +44,8 @@ def try_a_step(plan: Plan) -> None:
         raise UserError(str(error)) from error
     except Exception as error:  # all that upstream raises, about a setting of any name
         if out_of_memory(error):
-            return  # the run itself will have more to say of it
+            print("note: too little memory for the step in miniature, which was left out")
+            return
         key = key_about(plan.settings, lambda settings: _train_once(plan, *training_arguments(settings), []))
         raise plan.settings.error(key, one_line(error)) from error
 
