@@ -128,7 +128,7 @@ def check_questions(plan: Plan) -> None:
             turns = as_messages(question, settings.prompts.system)
             prompt_text(turns, plan.policy.tokenizer, plan.args.chat_template_kwargs or {})
         except (TemplateError, ValueError) as error:
-            problem = f"{question[:40]!r} cannot be asked with this system prompt and chat template: {one_line(error)}"
+            problem = f"{one_line(question, 40)!r} cannot be asked with this template: {one_line(error)}"
             raise settings.error(("samples.questions", "prompts.system"), problem) from error
 
 
