@@ -39,7 +39,7 @@ class Stop:
 
     def __init__(self):
         self.number: int | None = None
-        self.since = 0.0
+        self.since = -REPEATED
         self.first: Handler = end_at_once
         self.again: Handler = end_at_once
         self.blocked: set[int] | None = None  # by this thread, before it forked; None before listen()
@@ -64,12 +64,13 @@ class Stop:
         first = self.first
         handlers = self._take(self._handle)
         self.first = _say_so
-        self.number = None
+        if self.number is None:  # one of an earlier training in this process is no more
+            self.since = -REPEATED
         try:
             yield
-            self.number = None  # one that came after the last step has stopped nothing
-        finally:  # where one has stopped the run, a second one so soon is still the same
+        finally:
             self.first = first
+            self.number = None  # one that came after the last step has stopped nothing
             _put_back(handlers)
 
     def _take(self, handler: Any) -> dict[int, Any]:
@@ -103,11 +104,15 @@ class Stop:
         self._unblock()
 
     def _handle(self, number: int, frame) -> None:
+        now = time.monotonic()
+        is_the_same = now < self.since + REPEATED and not (number == signal.SIGINT and os.isatty(0))
+        if is_the_same:  # also where the first has just stopped the run, and the rest is written
+            return
         if self.number is None:
             self.number = number
-            self.since = time.monotonic()
+            self.since = now
             self.first(number)
-        elif time.monotonic() > self.since + REPEATED or (number == signal.SIGINT and os.isatty(0)):
+        else:
             self.again(number)
 
 
