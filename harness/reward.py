@@ -280,8 +280,12 @@ def _one_number_each(name: str, values: Any, passed: Passed) -> Scores:
 
 
 def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) or hasattr(value, "item")  # numpy's and torch's numbers have item()
-    return is_number and abs(float(value)) < HUGE  # which is false of a NaN
+    if not isinstance(value, int | float) and not hasattr(value, "item"):  # numpy's and torch's numbers have item()
+        return False
+    try:
+        return abs(float(value)) < HUGE  # which is false of a NaN
+    except (TypeError, ValueError, RuntimeError):  # an array of several
+        return False
 
 
 def _row(row: int, passed: Passed) -> str:
