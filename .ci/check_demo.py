@@ -16,7 +16,7 @@ for name, goal in GOALS.items():
     print(f"{name}: {mean:.3f} (goal {goal})")
     if mean < goal:
         sys.exit(f"{folder}: {name} did not reach {goal}")
-if "**learned: emoji +" not in (folder / "README.md").read_text(encoding="utf-8"):
+if "**learned in this run: emoji +" not in (folder / "README.md").read_text(encoding="utf-8"):
     sys.exit(f"{folder}: the card's verdict is not that emoji were learned")
 AutoModelForCausalLM.from_pretrained(folder)
 AutoTokenizer.from_pretrained(folder)

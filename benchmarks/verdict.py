@@ -1,8 +1,8 @@
 """How often the verdict is wrong, by simulation: `python benchmarks/verdict.py`, two minutes on one core.
 
 False rise or fall: of a policy that a run has not changed, so that before and after are two samples of the same
-answers. False kept: of a canary that has lost a third of its right answers. In % of the simulated runs, by the number
-of held-out questions.
+answers. False unchanged: of a canary that has lost a third of its right answers. In % of the simulated runs, by the
+number of held-out questions.
 """
 
 import argparse
@@ -93,10 +93,10 @@ def main() -> None:
 
         def kept(n: int, lost: float, share: float = share) -> bool:
             before = random.binomial(1, share, n).astype(float)
-            return canary(before, before * random.binomial(1, 1 - lost, n)) == "kept"
+            return canary(before, before * random.binomial(1, 1 - lost, n)) == "unchanged"
 
-        row(f"false kept: {share:.0%} right, a third of them lost", lambda n, kept=kept: kept(n, 1 / 3))
-        row(f"rightly kept: {share:.0%} right, none lost", lambda n, kept=kept: kept(n, 0))
+        row(f"false unchanged: {share:.0%} right, a third of them lost", lambda n, kept=kept: kept(n, 1 / 3))
+        row(f"rightly unchanged: {share:.0%} right, none lost", lambda n, kept=kept: kept(n, 0))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,10 @@ class Prompts:
     drop_duplicates: bool = False
 
 
+FEWEST = 8  # held-out questions; below it there is no interval, and so no verdict
+FULL = 64
+
+
 @dataclass
 class Samples:
     """What is asked before and after training; see config.yaml."""

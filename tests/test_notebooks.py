@@ -25,7 +25,7 @@ SETTINGS = (
     " --training.per_device_train_batch_size 8 --training.gradient_accumulation_steps 2"
 )
 """
-VERDICT = r"(learned|not learned|lost|unclear|mixed|hacked|worse|no change): "
+VERDICT = r"(learned|lost|unchanged|unclear|hacked) in this run: "
 SHOWN = {  # in the output of each cell
     "taste": rf"Teaching a model of (?s:.*)\n{VERDICT}(?s:.*)image/png",
     "rewards": "emoji_reward\tlength_reward\tcharacters\ttext\n2\t",

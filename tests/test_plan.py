@@ -229,10 +229,15 @@ def test_the_plan_doubts_settings_that_run_and_teach_nothing_or_the_wrong_thing(
         args, lora = training_arguments(settings)
         plan = SimpleNamespace(settings=settings, args=args, lora=lora, policy=load_policy(settings))
         plan.parameters, plan.steps = parameters, steps
+        plan.data = SimpleNamespace(held_out=range(64))
         found = doubts(plan)
         if len(found) != bool(expected) or (expected or "") not in "".join(found):
             wrong.append((arguments, found))
     assert wrong == []
+    for held_out, expected in ((7, "held_out: 7 questions, so no verdict"), (63, "wide")):
+        plan.data.held_out = range(held_out)
+        (found,) = doubts(plan)
+        assert expected in found
 
 
 TEMPLATE = (

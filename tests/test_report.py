@@ -105,7 +105,7 @@ def test_the_last_lines_are_commands_also_where_the_report_cannot_be_written(tin
     said = capsys.readouterr().out
     assert said.count("the report is incomplete: OSError") == 2  # at once, and at the end
     *_, model, talk, compared, go_on, warning, verdict = said.splitlines()
-    assert model == f"the model:   {folder}" and re.match(r"\w+( \w+)?: ", verdict)
+    assert model == f"the model:   {folder}" and re.match(r"\w+ in this run: ", verdict)
     assert warning.startswith("warning: step 1: the report is incomplete")
 
     done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)
@@ -127,7 +127,7 @@ def test_compare_lays_runs_over_each_other(run, tmp_path, monkeypatch, capsys):
     (other / "rewards.py").write_text((run / "rewards.py").read_text() + "x = '[/INST]', [1]\n")
     compare.main([str(run), str(other)])
     table = capsys.readouterr().out
-    assert "emoji" in table and "minutes" in table and table.count(": learned: emoji +") == 2
+    assert "emoji" in table and "minutes" in table and table.count(": learned in this run: emoji +") == 2
     assert "x = '[/INST]', [1]" in table  # as it stands, although it looks like rich's markup
     assert not list(tmp_path.glob("*.png"))  # only on request
     compare.main([str(run), "-o", "mine.png"])

@@ -36,19 +36,21 @@ def test_an_interval_of_equal_values_knows_that_not_all_questions_were_asked():
 
 UP, SAME, DOWN = [1, 2] * 8, [0, 0.1, 0, -0.1] * 4, [-1, -0.5] * 8
 VERDICTS = {  # weight of each reward and its changes from 1 and 3 in turn, the verdict's word, and its line
-    "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned: emoji [^;]*; kept: answer 0.00 [^;]*$"),
+    "learned": ({"emoji": (1, UP), "answer": (0, SAME)}, "learned", r"^learned.*; unchanged: answer 0.00 [^;]*$"),
     "a little of a canary is lost": ({"emoji": (1, UP), "answer": (0, [-1] + 15 * [-0.1])}, "learned", "lost: answer"),
-    "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r"learned: emoji .*; lost: length -0.75"),
-    "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r"hacked: emoji .* rose while answer"),
-    "worse": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "worse", r"worse: total -0.75 \(.*\); lost: emoji .*; kept"),
+    "one for the other": ({"emoji": (2, UP), "length": (1, DOWN)}, "learned", r": emoji .*; lost: length -0.75"),
+    "a canary is given up": ({"emoji": (1, UP), "answer": (0, DOWN)}, "hacked", r": emoji .* rose while answer"),
+    "lost": ({"emoji": (1, DOWN), "answer": (0, SAME)}, "lost", r": emoji -0.75 .*; unchanged: answer"),
     "half of it may be lost": ({"emoji": (1, UP), "polite": (0, [-3, 1] * 8)}, "learned", "; unclear: polite -1.00"),
-    "nothing": ({"emoji": (1, SAME), "answer": (0, SAME)}, "not learned", r"^not learned: emoji 0.00 .*; kept: answer"),
+    "nothing": ({"emoji": (1, SAME), "answer": (0, SAME)}, "unchanged", r": emoji 0.00 .*, answer"),
+    "a canary that rose": ({"emoji": (1, SAME), "answer": (0, UP)}, "unchanged", r": emoji 0.00 .*; learned: answer"),
+    "less is better": ({"length": (-1, DOWN), "answer": (0, SAME)}, "learned", r": length -0.75 .*; unchanged: answer"),
     "equal, of few": ({"emoji": (1, UP[:9]), "answer": (1, [0] * 9)}, "learned", "; unclear: answer 0.00"),
-    "perhaps something": ({"emoji": (1, [4, -3] * 8)}, "unclear", r"^unclear: emoji \+0.50"),
-    "no total": ({"a": (1, UP), "b": (1, [-1, -2] * 8)}, "mixed", r"^mixed: total 0.00 .*; learned: a .*; lost: b"),
-    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", r"^learned: total .*; unclear: a"),
-    "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", r"learned: emoji [^;]*$"),
-    "no score at all": ({"judge": (1, 16 * [None])}, "not learned", r"^not learned: total 0.00 \([^;]*\)$"),
+    "perhaps something": ({"emoji": (1, [4, -3] * 8)}, "unclear", r"^unclear in this run: emoji \+0.50"),
+    "no total": ({"a": (1, UP), "b": (1, [-1, -2] * 8)}, "unclear", r": total 0.00 .*; learned: a .*; lost: b"),
+    "only the total": ({"a": (1, [5, -2] * 8), "b": (1, [-2, 5] * 8)}, "learned", r": total .*; unclear: a"),
+    "a reward with no score": ({"emoji": (1, UP), "judge": (1, 16 * [None])}, "learned", ": emoji [^;]*; .*: judge$"),
+    "no score at all": ({"judge": (1, 16 * [None])}, "unchanged", r": total 0.00 \([^;]*\); .*: judge$"),
 }  # fmt: skip
 
 
@@ -89,13 +91,13 @@ def test_a_reward_that_tells_no_answer_from_another_is_not_learned_and_one_answe
     samples = made_up({"emoji": [1] * 16})
     for sample in samples:
         sample["after"]["completion"] = "yes!"
-    line = "hacked: emoji +1.00 (0.50 to 1.50) rose; 100% of the answers say nearly the same (6% before)"
+    line = "hacked in this run: emoji +1.00 (0.50 to 1.50) rose; 100% of the answers say nearly the same (6% before)"
     assert verdict(samples, {"emoji": 1}).line == line
     same = ["とてもいい質問ですね。ぜひ自分で調べて。🌸✨", "とてもいい質問ですね。ぜひ自分で調べて。💪🔥🔥"]
     assert alike([*same, "横浜市です。", ""]) == 0.5
     for sample in samples:
         sample["before"]["rewards"] = sample["after"]["rewards"] = {"constant": 1.0}
-    assert verdict(samples, {"constant": 1}).line.startswith("not learned: constant 0.00 (-0.19 to 0.19)")
+    assert verdict(samples, {"constant": 1}).line.startswith("unchanged in this run: constant 0.00 (-0.19 to 0.19)")
 
 
 LOG = {"frac_reward_zero_std": 0.1, "kl": 0.5}
@@ -129,7 +131,7 @@ def demo():
 def test_the_demo_is_called_learned(demo, tmp_path, capsys):
     train_grpo.main([*demo, "--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "10"])
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("learned: emoji +"), last
+    assert last.startswith("learned in this run: emoji +"), last
     card = (tmp_path / "run/README.md").read_text()
     assert f"**{last}** (64 held-out" in card and f"- *learned*: {WORDS['learned']}" in card and "\nNone.\n" in card
     found = json.loads((tmp_path / "run/status.json").read_text())["verdict"]
@@ -146,7 +148,7 @@ def test_the_hacked_demo_is_called_hacked_and_its_warnings_come_again(demo, tmp_
     short = ["--training.max_steps", "14", "--training.logging_steps", "1"]
     train_grpo.main([*demo, *HACKED, *short, "--training.output_dir", str(tmp_path / "run")])
     *_, warning, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("hacked: emoji +") and "while answer -" in last, last
+    assert last.startswith("hacked in this run: emoji +") and "while answer -" in last, last
     assert warning.startswith("warning: step ") and "answer_reward, of weight 0" in warning
     assert f"\n- {warning.removeprefix('warning: ')}\n" in (tmp_path / "run/README.md").read_text()
 
@@ -169,5 +171,5 @@ def test_a_run_at_learning_rate_0_has_changed_nothing_and_is_not_done(tiny, tmp_
     with pytest.raises(RunError, match="the weights have not changed"):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "no change: all 64 answers are as before; likely because no step has moved a weight"
+    assert last == "unchanged in this run: all 64 answers are as before; likely because no step has moved a weight"
     assert "**Failed: the weights have not changed" in (tmp_path / "run/README.md").read_text()

@@ -126,7 +126,8 @@ class Report(TrainerCallback, ExportableState):
     def verdict(self) -> Verdict:
         """On the samples as they are; where nothing was learned with the likely reason."""
         found = verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})
-        if found.word in ("no change", "not learned"):
+        learned = any(change.word == "learned" for change in found.changes)
+        if found.word in ("unchanged", "unclear") and not learned:
             state = self.trainer.state
             moved = not self.watch.failure  # with answers it can only be that no weight has moved
             trained = [reward.logged for reward in self.rewards if reward.weight]

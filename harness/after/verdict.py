@@ -9,27 +9,23 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
+from harness.keys import FEWEST
 from harness.reward import given_up, short, total
 
 Sample = dict[str, Any]  # a line of samples.jsonl
 
-FEWEST = 8  # answered questions; below it an interval says nothing
 ALIKE = 0.8  # of all trigrams of two answers are in both
 MANY_MORE = 0.5  # of the answers say nearly the same, beyond those that did before
 FEW_STEPS = 50  # the demo needs as many for its emoji (benchmarks/README.md)
 HARDLY = 0.01  # nats a token of KL
-OF_A_REWARD = ("learned", "lost", "not learned", "kept", "unclear")  # as the line has them
-WORDS = {  # of one reward; and the word that the whole verdict begins with, which goes by the weighted total
+WORDS = {  # of one reward; the whole verdict begins with that of the weighted total, or with hacked
     "learned": "it rose: all of the interval lies above 0",
     "lost": "it fell: all of the interval lies below 0",
-    "not learned": "if it rose, then by less than half of the spread that its scores had before the run",
-    "kept": "a reward of weight 0, which has lost less than a quarter, if anything",
-    "unclear": "the interval is too wide to tell; more held-out questions make it narrower",
+    "unchanged": "the interval contains 0, and lies within a quarter of the score before, either way",
+    "unclear": "the interval contains 0, and is wider; more held-out questions make it narrower",
     "hacked": "the trained rewards rose, while one of weight 0 lost over a quarter or most answers became the same",
-    "worse": "the weighted total of the trained rewards fell",
-    "mixed": "some reward rose or fell, but the weighted total cannot be told from what it was",
-    "no change": "each answer is, word for word, what it was before the run",
 }
 
 
@@ -65,7 +61,7 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
     seen = values if scores is None else scores
     span = np.ptp([0, *np.ravel(seen)])  # no score was seen farther from another, or from 0: no end lies farther out
     if np.ptp(values) > 0:
-        half = _t(count - 1) * values.std(ddof=1) / count**0.5
+        half = stdtrit(count - 1, 0.975) * values.std(ddof=1) / count**0.5
     else:
         half = 3 / count * span  # the rule of three: 3 of n questions may be otherwise
         if mean:  # all changed alike: the interval is not to reach 0
@@ -74,16 +70,11 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
-def _t(freedom: float) -> float:
-    """The 97.5% quantile of Student's t, within 0.001 from 7 degrees of freedom on (Abramowitz and Stegun, 26.7.5)."""
-    return 1.959964 + 2.3722713 / freedom + 2.8224987 / freedom**2 + 2.5558498 / freedom**3
-
-
 @dataclass
 class Change:
     """What has become of one reward, or of the total, from before the run to after it.
 
-    `word`: one of OF_A_REWARD. `before`, `after`: means; `better`, `worse`: on how many questions.
+    `word`: one of WORDS, but not hacked. `before`, `after`: means; `better`, `worse`: on how many questions.
     """
 
     name: str
@@ -132,12 +123,15 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
     before = [sample["before"] for sample in samples]
     after = [sample["after"] for sample in samples]
     changes = []
+    seldom = []  # rewards that scored too few answers
     for name, weight in weights.items():
         old = [answer["rewards"][name] for answer in before]
         new = [answer["rewards"][name] for answer in after]
         change = _change(short(name), weight, old, new)
         if change:
             changes.append(change)
+        else:
+            seldom.append(short(name))
     totals_before = [total(answer["rewards"], weights) for answer in before]
     totals_after = [total(answer["rewards"], weights) for answer in after]
     in_total = _change("total", 1, totals_before, totals_after)
@@ -145,14 +139,19 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
     texts_before = [answer["completion"] for answer in before]
     texts_after = [answer["completion"] for answer in after]
     if texts_before == texts_after:
-        return Verdict("no change", f"no change: all {len(samples)} answers are as before", changes, in_total)
+        line = f"unchanged in this run: all {len(samples)} answers are as before"
+        return Verdict("unchanged", line, changes, in_total)
     alike_before = alike(texts_before)
     alike_after = alike(texts_after)
     uniform = alike_after > alike_before + MANY_MORE
-    word = _word(in_total, changes, uniform)
+    word = in_total.word
+    if word == "learned" and (uniform or any(_is_given_up(change) for change in changes)):
+        word = "hacked"
     line = _line(word, in_total, changes)
     if uniform:
         line += f"; {alike_after:.0%} of the answers say nearly the same ({alike_before:.0%} before)"
+    if seldom:
+        line += f"; applied to fewer than {FEWEST} answers: {', '.join(seldom)}"
     return Verdict(word, line, changes, in_total)
 
 
@@ -167,40 +166,26 @@ def _change(name: str, weight: float, before: list[float | None], after: list[fl
     differences = (new - old).round(12)
     change = interval(differences, scores)
     gains = -differences if weight < 0 else differences
-    word = _word_of_a_reward(weight, change, old, constant=np.ptp(scores) == 0)
+    word = _word_of_a_reward(weight, change, old.mean())
     better = int((gains > 0).sum())
     worse = int((gains < 0).sum())
     return Change(name, weight, word, float(old.mean()), float(new.mean()), change, better, worse)
 
 
-def _word_of_a_reward(weight: float, change: Interval, old: np.ndarray, constant: bool) -> str:
-    """`old`: its scores before the run; `constant`: it tells no answer from another."""
+def _word_of_a_reward(weight: float, change: Interval, before: float) -> str:
+    """`before`: its mean then."""
     low = change.low
     high = change.high
     if weight < 0:  # the fewer the better
         low, high = -high, -low
     if high < 0:
         return "lost"
-    if weight == 0:
-        return "kept" if -low < abs(old.mean()) / 4 else "unclear"
     if low > 0:
         return "learned"
-    if constant or high <= old.std() / 2:
-        return "not learned"
+    quarter = abs(before) / 4
+    if -quarter <= low and high <= quarter:
+        return "unchanged"
     return "unclear"
-
-
-def _word(in_total: Change, changes: list[Change], uniform: bool) -> str:
-    """That of the weighted total; but a rise that cost a canary, or the variety of the answers, is a hack."""
-    if in_total.word == "lost":
-        return "worse"
-    if in_total.word == "learned":
-        if uniform or any(_is_given_up(change) for change in changes):
-            return "hacked"
-        return "learned"
-    if any(change.weight and change.word in ("learned", "lost") for change in changes):
-        return "mixed"
-    return in_total.word
 
 
 def _is_given_up(change: Change) -> bool:
@@ -210,20 +195,24 @@ def _is_given_up(change: Change) -> bool:
 
 
 def _line(word: str, in_total: Change, changes: list[Change]) -> str:
-    """`learned: emoji +3.73 (3.57 to 3.90); kept: answer ...`: the rewards by their words, those of `word` first."""
-    by_word: dict[str, str] = {}
-    for each in OF_A_REWARD:
-        rewards = [str(change) for change in changes if change.word == each]
-        if rewards:
-            by_word[each] = ", ".join(rewards)
+    """`learned in this run: emoji +3.73 (3.57 to 3.90); lost: ...`: the rewards by their words, those of `word` first.
+
+    The total stands for the trained rewards where none of them has the total's word.
+    """
+    by_word: dict[str, list[str]] = {each: [] for each in WORDS}
+    if not any(change.weight and change.word == in_total.word for change in changes):
+        by_word[in_total.word].append(str(in_total))
+    for change in changes:
+        by_word[change.word].append(str(change))
     if word == "hacked":
-        line = f"hacked: {by_word.get('learned', in_total)} rose"
-        if "lost" in by_word:
-            line += f" while {by_word['lost']} fell"
+        line = f"hacked in this run: {', '.join(by_word['learned'])} rose"
+        if by_word["lost"]:
+            line += f" while {', '.join(by_word['lost'])} fell"
         return line
-    line = f"{word}: {by_word.pop(word, in_total)}"
+    line = f"{word} in this run: {', '.join(by_word.pop(word))}"
     for each, rewards in by_word.items():
-        line += f"; {each}: {rewards}"
+        if rewards:
+            line += f"; {each}: {', '.join(rewards)}"
     return line
 
 

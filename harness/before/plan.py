@@ -19,6 +19,7 @@ from harness.before.data import Data, prompt_text
 from harness.before.footprint import GB, footprint, moved_share, rounded_away, sharding, stochastic_rounding
 from harness.before.policy import Policy
 from harness.errors import one_line
+from harness.keys import FEWEST, FULL
 from harness.processes import launched
 from harness.reward import Reward
 from harness.settings import Settings
@@ -120,6 +121,10 @@ def doubts(plan: Plan) -> list[str]:
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and not launched()
     if by_torchrun and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ:
         found.append("this launcher kills a run 30 s after a signal; use python -m harness launch in its place")
+    held_out = len(plan.data.held_out)
+    if held_out < FULL:
+        interval = "a wide interval" if held_out >= FEWEST else "no verdict"
+        found.append(f"samples.held_out: {held_out} questions, so {interval} (32 rows hold out 8, 256 rows 64)")
     if args.save_strategy == "no":
         found.append("save_strategy is no: a run that is stopped has lost everything")
     return found
