@@ -1,6 +1,6 @@
 """Tools that are run beside a training run, or after it:
 
-python -m harness chat outputs/a                  # the base and the trained model side by side, with their scores
+python -m harness chat outputs/a                  # the base model's answers and the trained one's, with their scores
 python -m harness compare outputs/a outputs/b     # what runs reached, and how they differ
 python -m harness read outputs/a                  # completions as they were sampled
 python -m harness merge outputs/lora              # a LoRA run as a model of its own

@@ -270,7 +270,8 @@ def _typed(key: str, kind: Any, value: Any, error: Error) -> Any:
             for name in reading:
                 if str(name) not in found:  # a class drops what it does not have
                     raise error(f"{key}.{name}", "unknown" + did_you_mean(str(name), found))
-        if isinstance(reading, list | dict):  # is handed on as it is written, as JSON has no keys that are numbers
+        # These are handed on as they are written: JSON has no keys that are numbers, and 50 is not to become 50.0.
+        if isinstance(reading, list | dict | int):
             return reading
         return found
     raise error(*_named(key, value, problems[0]))

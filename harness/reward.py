@@ -60,11 +60,11 @@ class Reward:
 
     @property
     def title(self) -> str:
-        """What it measures: the first line of its docstring."""
+        """What it measures: the first line of its docstring; empty where it has none."""
         if self.function is None:
             return "a reward model's score"
         text = getattr(self.function, "func", self.function).__doc__ or ""  # of a functools.partial its function's
-        return text.strip().partition("\n")[0] or self.name
+        return text.strip().partition("\n")[0]
 
     def __str__(self) -> str:
         """`length_reward (target_length 30, alpha 0.15)`"""

@@ -304,7 +304,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
-    parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: of an hour, for the cost of the run")
+    parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: dollars an hour, for the run's cost")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=packages)
     parser.error = _refuse

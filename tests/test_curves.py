@@ -51,12 +51,17 @@ def test_the_band_ends_where_scores_do(drawn):
 
 def test_a_panel_each_in_the_order_of_the_titles(drawn):
     panels = drawn({"": logs(120) + [{"step": 60, "eval_reward": 3.0}]}, {"right": 1, "cheap": -1})
-    assert list(panels) == ["right", "cheap", "total", "completion"]  # two of the last
+    assert list(panels) == ["right", "cheap", "total"]  # and none of what was not logged
     line, points, evaluation = panels["total"].lines
     assert len(line.get_xdata()) == len(points.get_xdata()) == 120 and line.get_linestyle() == "-"
     assert evaluation.get_xydata().tolist() == [[60, 3.0]] and panels["cheap"].get_title("left") == "cheap (weight -1)"
-    untitled = logs(3, **{"kl": 0.1, "rewards/new/mean": 1.0})  # there is no KL without a reference model
-    assert list(drawn({"": untitled})) == ["right", "cheap", "new", "total", "completion", "KL:"]
+    untitled = logs(3, **{"kl": 0.1, "rewards/new/mean": 1.0})
+    panels = drawn({"": untitled})
+    assert list(panels) == ["right", "cheap", "new", "total", "KL:"]
+    assert panels["KL:"].get_position().x1 == panels["cheap"].get_position().x1  # the last one fills its row
+    for values, spread in (([0, 1] * 8, 0.2), (range(16), 15)):  # smoothed, and at its ends not behind
+        line, points = drawn({"": [{"step": i, "reward": value} for i, value in enumerate(values)]})["total"].lines
+        assert np.ptp(line.get_ydata()) == pytest.approx(spread) and list(points.get_ydata()) == list(values)
 
 
 def test_runs_are_named_once_and_texts_stand_as_they_are(drawn):
@@ -70,7 +75,7 @@ def test_runs_are_named_once_and_texts_stand_as_they_are(drawn):
     assert [text.get_text() for text in texts] == list(runs)
     assert not any(text.get_parse_math() for text in [*texts, *(axes.yaxis.label for axes in panels.values())])
     colours = [handle.get_color() for handle in legend.legend_handles]
-    assert [line.get_color() for line in panels["right"].lines] == colours and not panels["right"].collections
+    assert [line.get_color() for line in panels["right"].lines[::2]] == colours and not panels["right"].collections
 
 
 def test_a_machine_without_a_font_says_so_once(drawn, monkeypatch, capsys, recwarn):

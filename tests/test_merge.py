@@ -40,7 +40,7 @@ def test_the_merged_folder_answers_alike(name, dtype, least, most, runs, policy,
     merge.main([f"{run}/"])
     out, err = capfd.readouterr()
     folder = tmp_path / "run-merged"
-    assert err == "" and out.startswith(f"{folder}: merged in {dtype}; ")
+    assert err == "" and out.startswith(f"{folder}: merged in {dtype}; ") and (folder / "README.md").exists()
     assert least <= float(out.split("off by ")[1].split("%")[0]) < most
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run-merged"}  # and nothing temporary
     assert {str(weight.dtype) for weight in load_file(folder / "model.safetensors").values()} == {f"torch.{dtype}"}

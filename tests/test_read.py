@@ -69,13 +69,13 @@ def test_groups_come_by_their_spread_and_are_whole(run, shown):
     place = text.index("".join(group.prompt.iloc[0][-1]["content"].split()))
     for row in group.itertuples():
         scores = f"emoji{row.emoji_reward:.2f},length{row.length_reward:.2f},answer{row.answer_reward:.2f}"
-        words = f"{row.completion[-1]['content']}(total{row.total:.2f},{scores};advantage{row.advantage:+.2f})"
+        words = f"{row.completion[-1]['content']}(total{row.total:.2f},{scores},advantage{row.advantage:.2f})"
         place = text.index("".join(words.split()), place) + 1  # in this order
 
 
 def test_the_worst_completions_of_a_reward(run, shown, tmp_path):
     for steps, arguments in (((3,), ["--step", "3"]), ((1, 2, 3), [])):
-        text = shown("--worst", "length_reward", "--groups", "5", *arguments)
+        text = shown("--worst", "length", "--groups", "5", *arguments)
         worst = re.findall(r"length\s+([\d.]+),", text)
         scores = sorted(score for step in steps for score in kept(run, step).length_reward)
         assert worst == [f"{score:.2f}" for score in scores[:5]]
@@ -83,8 +83,17 @@ def test_the_worst_completions_of_a_reward(run, shown, tmp_path):
     folder = changed(run, tmp_path, emoji_reward=[0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1])
     pd.read_parquet(folder / FILE).assign(step=2).to_parquet(folder / "completions/completions_00002.parquet")
     order = [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 3), (2, 1)]
-    found = GROUP.findall(shown("--worst", "emoji_reward", "--groups", "9", folder=folder))
-    assert found == [(str(step), str(group)) for step, group in order]
+    text = shown("--worst", "emoji_reward", "--groups", "9", folder=folder)
+    assert GROUP.findall(text) == [(str(step), str(group)) for step, group in order] and "12 of 32 with 0.00" in text
+
+
+def test_without_completions_the_worst_held_out_answers(run, shown, tmp_path):
+    shutil.copy(run / "config.yaml", tmp_path)
+    answers = [{"completion": f"c{score}", "rewards": {"answer_reward": score}} for score in (3, 1, None, 2)]
+    samples = [{"question": "?", "held_out": True, "answer": ["x"], "before": each, "after": each} for each in answers]
+    RunFolder(tmp_path).write_samples([*samples, samples[1] | {"held_out": False}])
+    text = shown("--worst", "answer", folder=tmp_path)
+    assert re.findall(r"c\d", text) == ["c1", "c2", "c3"] and "1 of 3 with 1.00" in text and "answer: ['x']" in text
 
 
 def test_the_columns_that_a_reward_uses_are_beside_the_completion(run, shown, rows, tmp_path):
@@ -125,7 +134,7 @@ def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path):
     none = changed(run, tmp_path, answer_reward=[float("nan")] * 16)
     rows = [  # a folder, arguments, what is named, and a word
         (run, ["--step", "9"], run, "completions_00009.parquet"),
-        (run, ["--sort", "emoji"], "emoji", "total, emoji_reward, length_reward, answer_reward"),
+        (run, ["--sort", "emojis"], "emojis", "total, emoji_reward, length_reward, answer_reward"),
         (none, ["--worst", "answer_reward"], "answer_reward", "no completion"),
         (half, [], half / FILE, "not readable"),
     ]

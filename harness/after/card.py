@@ -2,7 +2,7 @@
 
 import html
 import json
-import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,17 @@ def model_card(report) -> ModelCard:
     args = report.trainer.args
     state = report.trainer.state
     settings = plan.settings
-    base = settings.model["pretrained_model_name_or_path"]
-    source = str(settings.dataset.get("data_files") or settings.dataset["path"])
+    base = _public(settings.model["pretrained_model_name_or_path"])
+    source = _public(settings.dataset.get("data_files") or settings.dataset["path"])
     metadata = ModelCardData(
         base_model=base if _on_hub(base) else None,
         datasets=[source] if _on_hub(source) else None,
-        library_name="peft" if settings.lora else "transformers",
+        library_name="transformers",  # which opens an adapter too
         model_name=report.folder.path.name,
         pipeline_tag="text-generation",
         tags=["trl", "grpo"],
     )
     samples = report.shown()
-
-    def logged(key: str) -> list[float]:
-        return [log[key] for log in state.log_history if log.get(key) is not None]
-
-    completions = state.global_step * plan.completions_a_step // args.num_iterations
-    lengths = logged("completions/mean_length")
-    tokens = completions * sum(lengths) / len(lengths) if lengths else 0
     return ModelCard.from_template(
         metadata,
         template_path=Path(__file__).with_name("card.md"),
@@ -47,21 +40,24 @@ def model_card(report) -> ModelCard:
         args=args,
         state=state,
         verdict=report.verdict() if report.over else None,
-        logged=logged,
         number=number,
         cell=_cell,
         answer_cell=_answer_cell,
+        public=_public,
         base=_link(base, ""),
         data=_link(source, "datasets/"),
         samples=samples,
-        question=json.dumps(samples[0]["question"] if samples else "...", ensure_ascii=False),
-        completions=completions,
-        tokens=tokens,
-        device=_device(report.trainer.accelerator.device),
+        question=json.dumps(samples[-1]["question"] if samples else "...", ensure_ascii=False),
+        device=torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         best=best_in_words(args, state),
-        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
-        model_id=args.hub_model_id or report.folder.path.absolute(),
+        versions=versions(),
+        model_id=report.trainer.hub_model_id or ".",
     )
+
+
+def _public(place: Any) -> str:
+    """A model, a file or several; of an absolute path the last part alone, as a card may be published."""
+    return re.sub("(^|')/([^']*/)?(?=[^'/])", r"\1", str(place))
 
 
 def _on_hub(name: str) -> bool:
@@ -72,15 +68,7 @@ def _link(name: str, kind: str) -> str:
     return f"[{name}](https://huggingface.co/{kind}{name})" if _on_hub(name) else f"`{name}`"
 
 
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
-
-
-def _answer_cell(answer: dict[str, Any] | None) -> str:
-    if answer is None:
-        return "not yet"
+def _answer_cell(answer: dict[str, Any]) -> str:
     return f"{_cell(answer['completion'])}<br>*{score_words(answer['rewards'])}*"
 
 

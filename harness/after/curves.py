@@ -23,7 +23,6 @@ History = list[dict[str, Any]]  # `log_history` of trainer_state.json
 Runs = dict[str, History]  # by the run's name
 
 JAPANESE = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Yu Gothic", "Hiragino Sans", "TakaoPGothic")
-SMOOTH = 100  # points; with more of them a line is the running mean of a twentieth of them, over the points themselves
 
 
 @dataclass
@@ -50,8 +49,9 @@ def draw_curves(
 ) -> None:
     """Each reward, the total, completion length and KL over the optimizer steps; a single run with its spread.
 
-    Evaluations are dots over the lines. The spread ends at the lowest and the highest `rewards/.../min` and `max` that
-    were logged: no score lies beyond them.
+    A point is a log, often of few questions; the line is smoothed. Evaluations are dots over the lines. The spread ends
+    at the lowest and the highest `rewards/.../min` and `max` that were logged: no score lies beyond them. What no run
+    has logged, as KL with beta 0, has no panel.
 
     Args:
         runs: the histories to lay over each other.
@@ -65,11 +65,14 @@ def draw_curves(
     fonts = [font for font in JAPANESE if font in font_manager.get_font_names()]
     with rc_context({"font.family": ["DejaVu Sans", *fonts]}):
         figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+        axes = None
         for place, panel in enumerate(panels, start=1):
-            axes = figure.add_subplot(rows, 2, place)
+            end = 2 * rows if panel is panels[-1] else place  # so that no place is left empty
+            axes = figure.add_subplot(rows, 2, (place, end), sharex=axes)
             for run, history in runs.items():
                 _draw_run(axes, panel, history, run, alone=len(runs) == 1)
             _label(axes, panel)
+        figure.supxlabel("optimizer step", fontsize=8)
         _add_legend(figure)
         picture = _png(figure)
     write_whole(path, picture)
@@ -97,9 +100,8 @@ def _panels(runs: Runs, titles: dict[str, str], weights: dict[str, float], total
         panels.append(Panel("reward", "total reward (weighted)", "reward_std", weights))
     panels.append(Panel("completions/mean_characters", "completion length (characters)"))
     panels.append(Panel("completions/mean_length", "completion length (tokens)"))
-    if any("kl" in log for history in runs.values() for log in history):  # there is none with beta 0
-        panels.append(Panel("kl", "KL: distance from the untrained model (a token)"))
-    return panels
+    panels.append(Panel("kl", "KL: distance from the untrained model (a token)"))
+    return [panel for panel in panels if any(_points(history, panel.key)[0] for history in runs.values())]
 
 
 def _unit(title: str) -> str:
@@ -113,11 +115,9 @@ def _draw_run(axes: Axes, panel: Panel, history: History, run: str, alone: bool)
     """One run in one panel; its spread too where it is `alone`."""
     steps, values = _points(history, panel.key)
     line = _smoothed(values)
-    style = "." if len(steps) == 1 else "-"
-    (drawn,) = axes.plot(steps, line, style, label=run if steps else None, linewidth=1.5)
+    (drawn,) = axes.plot(steps, line, label=run or "smoothed", linewidth=1.5)
     color = drawn.get_color()
-    if len(steps) > SMOOTH:
-        axes.plot(steps, values, ".", color=color, markersize=1.5, alpha=0.4)
+    axes.plot(steps, values, ".", color=color, markersize=3, alpha=0.5)
     if alone and panel.spread:
         _, spreads = _points(history, panel.spread)
         spread = _smoothed(spreads)
@@ -154,16 +154,24 @@ def _bounds(history: History, weights: dict[str, float]) -> tuple[float, float]:
 
 
 def _smoothed(values: pd.Series) -> pd.Series:
-    """Running means, shorter at the ends; as they are where there are few points."""
-    window = len(values) // 20 if len(values) > SMOOTH else 1
-    return values.rolling(window, center=True, min_periods=1).mean()
+    """Running means, of 5 points or of a twentieth of them; at either end a straight line, as a mean there would lag.
+
+    They are as they were where there are hardly more points than that.
+    """
+    if len(values) < 8:
+        return values
+    from scipy.signal import savgol_filter  # half a second
+
+    window = max(5, len(values) // 20 | 1)
+    line = pd.Series(savgol_filter(values, window, polyorder=1))
+    return line.clip(values.min(), values.max())
 
 
 def _label(axes: Axes, panel: Panel) -> None:
     # Without parse_math what stands between two $ would be TeX.
     axes.set_title(panel.heading, fontsize=10, loc="left", parse_math=False)
     axes.set_ylabel(panel.unit, fontsize=7, parse_math=False)
-    axes.set_xlabel("optimizer step", fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
 
@@ -172,8 +180,8 @@ def _add_legend(figure: Figure) -> None:
     """One for all panels, which covers no curve."""
     named: dict[str, Any] = {}
     for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            named.setdefault(label, handle)
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
     if named:
         legend = figure.legend(
             named.values(), named.keys(), loc="outside upper left", ncols=4, fontsize=8, frameon=False

@@ -12,8 +12,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
@@ -82,7 +80,7 @@ class Report(TrainerCallback, ExportableState):
             self.after = ask(self.trainer, self.rewards, self.rows)
             self.over = True
         except Exception as error:  # of a reward: a judge that hangs up
-            problem = f"the model is trained, and saved in {self.folder}; but asking the questions again failed"
+            problem = "the model is trained and saved, but asking the questions again failed"
             self.watch.failure = self.watch.failure or f"{problem} ({one_line(error)}); --resume asks them"
         self.next_drawing = 0.0
         self.write()
@@ -120,8 +118,11 @@ class Report(TrainerCallback, ExportableState):
         return samples
 
     def shown(self) -> list[dict[str, Any]]:
-        """Of the samples those for a person: the questions of the settings, and the first of those held out."""
-        return self.samples()[: len(self.settings.samples.questions) + self.settings.samples.shown]
+        """Of the samples those for a person: the first of those held out, and the questions of the settings."""
+        samples = self.samples()
+        own = len(self.settings.samples.questions)
+        held_out = samples[own:]
+        return held_out[: self.settings.samples.shown] + samples[:own]
 
     def verdict(self) -> Verdict:
         """On the samples as they are; where nothing was learned with the likely reason."""
@@ -161,15 +162,13 @@ class Report(TrainerCallback, ExportableState):
         write_whole(self.folder.card, str(model_card(self)))
 
     def _print_samples(self) -> None:
-        table = Table("question", "before", "after", title="Before and after", show_lines=True)
-        for column in table.columns:
-            column.overflow = "fold"
+        """No table: in a notebook Japanese letters are not as wide as two of ours, and its lines would not meet."""
         for sample in self.shown() if self.over else ():
-            question = sample["question"]
-            if sample["held_out"]:
-                question += "\n(held out)"
-            table.add_row(question, _with_scores(sample["before"]), _with_scores(sample["after"]))
-        Console(highlight=False, markup=False).print(table)
+            held_out = " (held out)" if sample["held_out"] else ""
+            print(f"\n{sample['question']}{held_out}")
+            print(f"  before: {_with_scores(sample['before'])}")
+            print(f"  after: {_with_scores(sample['after'])}")
+        print()
 
     def _last_lines(self) -> list[str]:
         """Where the model is, what to do with it, what went wrong, and, last, the verdict."""
@@ -212,7 +211,7 @@ def _tool() -> str:
 def _with_scores(answer: dict[str, Any] | None) -> str:
     if answer is None:
         return "–"
-    return f"{answer['completion']}\n{score_words(answer['rewards'])}"
+    return f"{answer['completion']}\n  ({score_words(answer['rewards'])})"
 
 
 def pause(drawing: float) -> float:

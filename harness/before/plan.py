@@ -226,18 +226,16 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
 
 def _what_it_takes(plan: Plan) -> list[tuple[str, str]]:
     total = sum(plan.memory.values())
-    parts = {part: round(value / GB, 1) for part, value in plan.memory.items()}
-    parts["other"] = round(total / GB - sum(parts.values()), 1)  # so that they add up
-    shown = [f"{part} {size}" for part, size in parts.items() if size > 0]
+    parts = [f"{part} {value / GB:.1f}" for part, value in plan.memory.items() if value > GB / 20]
     memory = f"about {total / GB:.1f} GB (estimated)"
     if plan.uncounted:
         memory = f"roughly {total / GB:.1f} GB (its layers are taken for a Llama's: {plan.uncounted})"
     rows = [("memory", memory)]
-    if shown:
-        rows.append(("", ", ".join(shown)))
+    if parts:
+        rows.append(("", ", ".join(parts)))
     if not plan.settings.training.get("use_cpu"):
         rows.append(("", _which_gpus(total)))
-    return [*rows, ("disk", f"{plan.disk / GB:.1f} GB in {plan.args.output_dir}")]
+    return [*rows, ("disk", f"{plan.disk / GB:.3g} GB in {plan.args.output_dir}")]
 
 
 def _which_gpus(needed: float) -> str:

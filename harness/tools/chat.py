@@ -12,9 +12,6 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from harness.errors import UserError, one_line
 from harness.keys import typed_rewards
 from harness.processes import quiet
@@ -48,7 +45,6 @@ def main(arguments: list[str] | None = None) -> None:
     sampling = sampling_arguments(settings["training"])
     ends = eos_token_ids(base.generation_config, tokenizer)
     state = TrainerState.load_from_json(folder.state_file)
-    console = Console(highlight=False, markup=False)
 
     def answer(model, prompt: list[dict]) -> str:
         """Its answer, and the scores below it."""
@@ -56,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         text = texts[0]
         if rewards:
             scores = score(rewards, [{"prompt": prompt}], texts, ids, state)
-            text += f"\n\n{score_words(scores[0])}"
+            text += f"\n  ({score_words(scores[0])})"
         return text
 
     for question in questions():
@@ -65,13 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
             prompt_text(prompt, tokenizer, sampling.chat_template_kwargs or {})
         except (TemplateError, ValueError) as error:
             raise UserError(f"{one_line(question, 40)}: the template of {folder}: {one_line(error)}") from error
-        table = Table(title=question)
-        table.add_column("base", overflow="fold")
-        table.add_column("trained", overflow="fold")
+        print(f"\n{question}")
         with trained.disable_adapter() if switched else nullcontext():
-            answer_of_base = answer(base, prompt)
-        table.add_row(answer_of_base, answer(trained, prompt))
-        console.print(table)
+            print(f"  base: {answer(base, prompt)}")
+        print(f"  trained: {answer(trained, prompt)}")
 
 
 def questions() -> Iterator[str]:

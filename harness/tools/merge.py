@@ -82,7 +82,7 @@ def merge(settings: dict, folder: RunFolder, output: Path) -> None:
             raise RunError(f"{folder}: not merged in {dtype}: {problem}; open the adapter with peft instead")
         # So that chat and compare read the merged folder as they read the run.
         files = (folder.settings_file, folder.rewards_file, folder.run_file, folder.samples_file, folder.state_file)
-        for file in files:
+        for file in (*files, folder.curves, folder.card):
             if file.exists():
                 shutil.copy(file, written)
         written.rename(output)

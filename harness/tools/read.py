@@ -2,7 +2,9 @@
 
 python -m harness read outputs/a                        # of the last step, the groups that differ most
 python -m harness read outputs/a --step 40 --sort length_reward
-python -m harness read outputs/a --worst answer_reward  # of all steps, single completions with the lowest scores
+python -m harness read outputs/a --worst answer         # of all steps, single completions with the lowest scores
+
+Completions are kept by training.log_completions: true; without them --worst shows the held-out answers.
 """
 
 import argparse
@@ -12,15 +14,16 @@ import pandas as pd
 from pandas import DataFrame
 from rich.console import Console
 
+from harness.after.verdict import answered
 from harness.errors import UserError, in_short
-from harness.reward import score_words, total
+from harness.reward import score_words, short, total
 from harness.run_folder import RunFolder
 
-NOT_OF_THE_DATA = ["step", "prompt", "completion", "advantage", "group", "again"]
+NOT_OF_THE_DATA = ["step", "prompt", "completion", "group", "again"]
 
 
 def read_file(file: Path, group_size: int) -> DataFrame:
-    """The completions of one step, with their messages as text, and `group`: `1 of 8`."""
+    """The completions of one step, with their messages as text, and `group`: `step 40, group 1 of 8`."""
     try:
         rows = pd.read_parquet(file)
     except (OSError, ValueError) as error:
@@ -28,8 +31,18 @@ def read_file(file: Path, group_size: int) -> DataFrame:
     for side in ("prompt", "completion"):
         rows[side] = ["\n".join(message["content"] for message in messages) for messages in rows[side]]
     groups = len(rows) // group_size
-    rows["group"] = [f"{1 + row // group_size} of {groups}" for row in range(len(rows))]
+    rows["group"] = [f"step {step}, group {1 + row // group_size} of {groups}" for row, step in enumerate(rows["step"])]
     return rows
+
+
+def held_out_answers(run: RunFolder) -> DataFrame:
+    """Those after training, in the columns of completions; they have no advantage."""
+    rows = []
+    for sample in answered(run.samples() or []):
+        answer = sample["after"]
+        named = {"step": 0, "group": "held out", "prompt": sample["question"], "completion": answer["completion"]}
+        rows.append(sample | answer["rewards"] | named)
+    return DataFrame(rows).drop(columns=["question", "held_out", "before", "after"], errors="ignore")
 
 
 def records(rows: DataFrame) -> list[dict]:
@@ -39,7 +52,7 @@ def records(rows: DataFrame) -> list[dict]:
 
 def most_different_groups(rows: DataFrame, by: str, count: int) -> list[DataFrame]:
     """Those in which the score differs most, in each the best completion first."""
-    groups = rows.groupby(["step", "group"])
+    groups = rows.groupby("group")
     spread = groups[by].max() - groups[by].min()
     largest = spread.dropna().nlargest(count)
     return [groups.get_group(group).sort_values(by, ascending=False) for group in largest.index]
@@ -51,7 +64,7 @@ def worst_completions(rows: DataFrame, by: str, count: int) -> list[DataFrame]:
     Of equal scores those of other groups come first, and of these the latest, which say most of the trained policy.
     """
     rows = rows.dropna(subset=by)
-    rows["again"] = rows.groupby(["step", "group", by]).cumcount()
+    rows["again"] = rows.groupby(["group", by]).cumcount()
     rows = rows.sort_values([by, "again", "step"], ascending=[True, True, False])
     return [rows.iloc[[place]] for place in range(min(count, len(rows)))]
 
@@ -60,10 +73,10 @@ def show(console: Console, rows: DataFrame, names: list[str]) -> None:
     """Print completions of one group; a column of the data stands above them where they share its value."""
     completions = records(rows)
     first = completions[0]
-    console.rule(f"step {first['step']}, group {first['group']}", align="left")
+    console.rule(first["group"], align="left")
     console.print(first["prompt"], style="bold")
     columns = rows.columns.difference([*NOT_OF_THE_DATA, *names], sort=False)
-    shared = [column for column in columns if rows[column].nunique(dropna=False) == 1]
+    shared = [column for column in columns if rows[column].astype(str).nunique() == 1]
     for column in shared:
         console.print(f"{column}: {first[column]}")
     for row in completions:
@@ -71,7 +84,7 @@ def show(console: Console, rows: DataFrame, names: list[str]) -> None:
         for column in columns.drop(shared):
             console.print(f"{column}: {row[column]}")
         scores = score_words({name: row[name] for name in names})
-        console.print(f"({scores}; advantage {row['advantage']:+.2f})")
+        console.print(f"({scores})")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,17 +99,23 @@ def main(arguments: list[str] | None = None) -> None:
     number = "*" if options.step is None else f"{options.step:05d}"
     pattern = f"completions/completions_{number}.parquet"  # TRL's
     files = sorted(run.path.glob(pattern))
-    if not files:
-        raise UserError(f"{run}: has no {pattern}; training.log_completions: true keeps them")
-    if not options.worst:
-        files = files[-1:]
-    group_size = run.settings()["training"].get("num_generations", 8)  # upstream's default
-    rows = pd.concat([read_file(file, group_size) for file in files], ignore_index=True)
+    if files:
+        group_size = run.settings()["training"].get("num_generations", 8)  # upstream's default
+        chosen = files if options.worst else files[-1:]
+        rows = pd.concat([read_file(file, group_size) for file in chosen], ignore_index=True)
+    elif options.worst and options.step is None:
+        print("note: no completions were kept; these are the held-out answers after training")
+        rows = held_out_answers(run)
+    else:
+        raise UserError(f"{run}: has no {pattern}; training.log_completions: true keeps them, and --worst does without")
 
     weights = run.weights()
     rows["total"] = [total(row, weights) for row in records(rows)]
-    names = ["total", *[name for name in weights if name in rows]]  # others lacked their column
+    names = [name for name in ("total", *weights, "advantage") if name in rows]  # a reward may have lacked its column
     by = options.worst or options.sort
+    for name in names:
+        if short(name) == by:
+            by = name
     if by not in names:
         raise UserError(f"{by}: not among the scores that were kept: {', '.join(names)}")
     choose = worst_completions if options.worst else most_different_groups
@@ -104,5 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not chosen:
         raise UserError(f"{by}: applies to no completion that was kept")
     console = Console(width=80, highlight=False, markup=False)
+    if options.worst:
+        lowest = rows[by].min()
+        console.print(f"{(rows[by] == lowest).sum()} of {rows[by].count()} with {lowest:.2f}")
     for group in chosen:
         show(console, group, names)

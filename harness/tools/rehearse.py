@@ -250,8 +250,10 @@ def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float)
     span = f"{low:,.1f} to {high:,.1f} hours"
     if high < 1:
         span = f"{60 * low:.2g} to {60 * high:.2g} minutes"
+    if 60 * high < 1:
+        span = f"{3600 * low:.2g} to {3600 * high:.2g} seconds"
     line = f"The run: {plan.steps:,} steps in {span} on this {device}"
     price = plan.settings.options.price
     if price:
-        line += f", {low * price:.2f} to {high * price:.2f} at {price:g} an hour"
+        line += f", {low * price:.2f} to {high * price:.2f} dollars at {price:g} an hour"
     print(line)
