@@ -31,9 +31,9 @@ SHOWN = {  # in the output of each cell
     "rewards": "emoji_reward\tlength_reward\tcharacters\ttext\n2\t",
     "rehearse": "trained by LoRA(?s:.*)Worst case(?s:.*)\nThe run: 2 steps in ",
     "train": rf"merge it: (?s:.*)\n{VERDICT}",
-    "verdict": f"outputs/colab: {VERDICT}",
-    "answers": r"\| question \| before \| after \|\n(?s:.*)held out",
-    "chat": "富士山の高さは",
+    "verdict": rf"\*\*{VERDICT}(?s:.*)\n\| total \|",
+    "answers": "\nheld out ─(?s:.*)\nanswer: ",
+    "chat": r"富士山の高さは\?\n  base: (?s:.*)\n  trained: ",
 }
 
 

@@ -92,6 +92,7 @@ COMMAND_LINE = {
     "training.scale_rewards": {"false": False, "none": "none"},
     "training.run_name": {"3": "3", "1e-6": "1e-6", "2026-13-45": "2026-13-45"},  # a name may look like a number
     "training.seed": {"8.0": 8, "010": 10},  # in YAML 1.1 eight
+    "training.save_steps": {"50": 50, "0.5": 0.5},
     "training.bf16": {"true": True},
     "training.generation_kwargs": {"{top_k: 3, logit_bias: {1: 2}}": {"top_k": 3, "logit_bias": {1: 2}}},
     "training.generation_kwargs.top_k": {"5": {"top_k": 5}},
