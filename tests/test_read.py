@@ -85,14 +85,11 @@ def test_the_worst_completions_of_a_reward(run, shown, tmp_path):
     order = [(3, 1), (3, 2), (3, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 3), (2, 1)]
     text = shown("--worst", "emoji_reward", "--groups", "9", folder=folder)
     assert GROUP.findall(text) == [(str(step), str(group)) for step, group in order] and "12 of 32 with 0.00" in text
-
-
-def test_without_completions_the_worst_held_out_answers(run, shown, tmp_path):
-    shutil.copy(run / "config.yaml", tmp_path)
+    shutil.rmtree(folder / "completions")  # then it is the held-out answers
     answers = [{"completion": f"c{score}", "rewards": {"answer_reward": score}} for score in (3, 1, None, 2)]
     samples = [{"question": "?", "held_out": True, "answer": ["x"], "before": each, "after": each} for each in answers]
-    RunFolder(tmp_path).write_samples([*samples, samples[1] | {"held_out": False}])
-    text = shown("--worst", "answer", folder=tmp_path)
+    RunFolder(folder).write_samples([*samples, samples[1] | {"held_out": False}])
+    text = shown("--worst", "answer", folder=folder)
     assert re.findall(r"c\d", text) == ["c1", "c2", "c3"] and "1 of 3 with 1.00" in text and "answer: ['x']" in text
 
 

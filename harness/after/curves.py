@@ -100,7 +100,7 @@ def _panels(runs: Runs, titles: dict[str, str], weights: dict[str, float], total
         panels.append(Panel("reward", "total reward (weighted)", "reward_std", weights))
     panels.append(Panel("completions/mean_characters", "completion length (characters)"))
     panels.append(Panel("completions/mean_length", "completion length (tokens)"))
-    panels.append(Panel("kl", "KL: distance from the untrained model (a token)"))
+    panels.append(Panel("kl", "KL: distance from the untrained model (per token)"))
     return [panel for panel in panels if any(_points(history, panel.key)[0] for history in runs.values())]
 
 
