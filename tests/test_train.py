@@ -74,7 +74,7 @@ def test_lora_trains_an_adapter_that_finds_its_base_model_from_anywhere(tiny, tm
     assert len(moved) == 7 * 2  # every target of both layers
     rows = RunFolder(tmp_path / "run").samples()
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
-    assert f'model="{tmp_path}/run"' in (tmp_path / "run/README.md").read_text()
+    assert 'model="."' in (tmp_path / "run/README.md").read_text()
 
 
 def test_a_model_without_attention_passes_the_check(tiny, policy, tmp_path):
