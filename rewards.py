@@ -25,13 +25,20 @@ def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **k
     return [float(np.exp(-alpha * np.abs(len(text) - target_length))) for text in _texts(completions)]
 
 
-def answer_reward(completions, answer: list, **kwargs) -> list[float]:
+def answer_reward(completions, answer: list, f1: bool = False, **kwargs) -> list[float]:
     """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0.
 
-    An answer may be a text, a number (3776.0 is 3776), or a list of these, of which any is right.
+    An answer may be a text, a number (3776.0 is 3776), or a list of these, of which any is right. With `f1` it is the
+    less, the more there is beside the answer, as in a list of guesses: 2 * characters of the answer / (these + all).
     """
-    texts = map(_normalised, _texts(completions))
-    return [float(any(right in text for right in _rights(value))) for text, value in zip(texts, answer, strict=True)]
+    scores = []
+    for text, value in zip(map(_normalised, _texts(completions)), answer, strict=True):
+        found = [len(right) for right in _rights(value) if right in text]
+        score = float(len(found) > 0)
+        if found and f1:
+            score = 2 * max(found) / (max(found) + len(text))
+        scores.append(score)
+    return scores
 
 
 def _rights(answer) -> list[str]:

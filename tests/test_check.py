@@ -143,7 +143,7 @@ def test_each_reward_is_called_once_and_no_trace_is_left(tiny, tmp_path, monkeyp
     """By TRL in the miniature; by itself where there is none, and where its calls may cost."""
     calls = []
 
-    def called(prompts, completions, completion_ids, answer, trainer_state, log_metric, max_emoji=4, **kwargs):
+    def called(prompts, completions, completion_ids, trainer_state, log_metric, answer=None, max_emoji=4, **kwargs):
         calls.append([completion[-1]["content"] for completion in completions])
         assert len(prompts) == len(answer) == len(completion_ids) == 2 and answer[0] == answer[1]
         return [random.random() for _ in answer]

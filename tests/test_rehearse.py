@@ -59,9 +59,11 @@ def test_a_reward_that_is_flat_or_applies_to_some_groups_only(tiny, kept, monkey
         return [i if prompt[-1]["content"] == first else None for i, prompt in enumerate(prompts)]
 
     monkeypatch.setattr(rewards, "emoji_reward", sometimes)
+    monkeypatch.setattr(rewards, "answer_reward", lambda completions, answer: [len(str(c)) > 40 for c in completions])
     train_grpo.main([*tiny, "--rehearse", "--rewards.length_reward.alpha", "0"])
     said = capsys.readouterr().out
     assert "emoji_reward: 1.5 (std 1.1), all alike in 0% of groups" in said  # of 0, 1, 2 and 3
+    assert re.search("cheats: answer_reward pays '.*' to every question", said)
     assert re.search("length_reward: 1 .std 0., all alike in 100% of groups; .*: bad", said)
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
+from harness.before.cheats import cheats
 from harness.before.data import prompt_text
 from harness.before.machine import check_weights
 from harness.before.messages import as_messages
@@ -34,12 +35,18 @@ def check_run(plan: Plan) -> None:
     check_evaluation(plan)
     check_weights(plan)
     in_miniature = has_miniature(plan.args)
-    for reward in plan.rewards:
-        if reward.may_cost or not in_miniature:
-            check_reward(reward, plan)
-    if in_miniature:
-        try_a_step(plan)
+    try:
+        for reward in plan.rewards:
+            if reward.may_cost or not in_miniature:
+                check_reward(reward, plan)
+        if in_miniature:
+            try_a_step(plan)
+        notes = cheats(plan)
+    except RewardError as error:
+        raise UserError(str(error)) from error
     plan.show()
+    for note in notes:
+        print(f"cheats: {note}")
 
 
 def check_services(plan: Plan) -> None:
@@ -154,7 +161,7 @@ def check_evaluation(plan: Plan) -> None:
 
 
 def check_reward(reward: Reward, plan: Plan) -> None:
-    """Look a reward model up; call a function once, on two completions of a real row. Raises UserError."""
+    """Look a reward model up; call a function once, on two completions of a real row. Raises UserError, RewardError."""
     if reward.function is None:
         try:
             AutoConfig.from_pretrained(reward.name, trust_remote_code=False)
@@ -166,10 +173,7 @@ def check_reward(reward: Reward, plan: Plan) -> None:
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     others = {key: [value] * 2 for key, value in row.items() if key != "prompt"}
     others["completion_ids"] = plan.policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    try:
-        reward.score([row["prompt"]] * 2, completions, others, plan.state())
-    except RewardError as error:
-        raise UserError(str(error)) from error
+    reward.score([row["prompt"]] * 2, completions, others, plan.state())
 
 
 def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:

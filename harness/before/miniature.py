@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from harness.before.arguments import key_about, training_arguments
 from harness.before.footprint import sharding
 from harness.before.plan import Plan
-from harness.errors import RewardError, UserError, one_line, out_of_memory
+from harness.errors import RewardError, one_line, out_of_memory
 from harness.processes import quiet
 from harness.reward import Reward
 
@@ -33,15 +33,15 @@ def has_miniature(args: GRPOConfig) -> bool:
 
 
 def try_a_step(plan: Plan) -> None:
-    """Train one step, in which each reward that costs nothing is called once, on two completions; raises UserError.
+    """Train one step, in which each reward that costs nothing is called once, on two completions. vLLM is left out.
 
-    The error names the setting that upstream does not take. vLLM is left out.
+    Raises RewardError, and UserError, which names the setting that upstream does not take.
     """
     rewards = [reward for reward in plan.rewards if not reward.may_cost]
     try:
         _train_once(plan, plan.args, plan.lora, rewards)
-    except RewardError as error:
-        raise UserError(str(error)) from error
+    except RewardError:
+        raise
     except Exception as error:  # all that upstream raises, about a setting of any name
         if out_of_memory(error):
             print("note: too little memory for the step in miniature, which was left out")
@@ -51,7 +51,7 @@ def try_a_step(plan: Plan) -> None:
 
 
 def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: list[Reward]) -> None:
-    with _without_a_trace() as folder:
+    with without_a_trace() as folder:
         model = _small_model(plan)
         args = _small(args, folder)
         args.reward_weights = [*(reward.weight for reward in rewards), 1.0]
@@ -74,8 +74,11 @@ def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: 
 
 
 @contextmanager
-def _without_a_trace() -> Iterator[str]:
-    """A folder to write to; all that is written, printed and drawn at random inside is gone afterwards."""
+def without_a_trace(devices: list[int] | None = None) -> Iterator[str]:
+    """A folder to write to; all that is written, printed and drawn at random inside is gone afterwards.
+
+    `devices`: the GPUs by whose random numbers nothing is to change; None: all, on each of which CUDA is started.
+    """
     python = random.getstate()
     numpy = np.random.get_state()
     said = io.StringIO()
@@ -85,7 +88,7 @@ def _without_a_trace() -> Iterator[str]:
             quiet(),
             redirect_stdout(said),
             redirect_stderr(said),
-            torch.random.fork_rng(),
+            torch.random.fork_rng(devices),
         ):
             yield folder
     finally:

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
+from harness.before.cheats import cheats
 from harness.before.footprint import CUDA_CONTEXT, GB, moved_share, rounded_away, stochastic_rounding
 from harness.before.plan import Plan
 from harness.before.policy import load_reward_models
@@ -218,6 +219,9 @@ def _print_signal(plan: Plan, clock: Clock) -> None:
         answer = answers.iloc[i]
         text = answer["completion"][-1]["content"].replace("\n", "⏎")
         print(f"  {place} answer, {answer['total reward']:.2f}: {text}")
+    best = [turns[-1]["content"] for turns in answers["completion"].head(8)]
+    for note in cheats(plan, best):
+        print(f"cheats: {note}")
 
 
 def _judgement(weight: float, alike: float) -> str:
