@@ -48,9 +48,8 @@ def _notes(plan: Plan, reward: Reward, rows: dict, own_texts: Sequence) -> list[
     earned = partial(_earned, plan, reward, rows)
     begin = time.perf_counter()
     nothing = earned([""] * len(rows["prompt"]))
-    seconds = time.perf_counter() - begin
-    if seconds > SLOW:
-        return [f"{name} is not asked, as a text for each row takes it {seconds:.0f} s"]
+    if time.perf_counter() - begin > SLOW:
+        return [f"{name} is not asked further, as one text for each row takes it over {SLOW} s"]
     right, most = [], nothing
     for texts in answers.values():
         for form in FORMS:
