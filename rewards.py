@@ -34,7 +34,7 @@ def answer_reward(completions, answer: list, f1: bool = False, **kwargs) -> list
     scores = []
     for text, value in zip(map(_normalised, _texts(completions)), answer, strict=True):
         found = [len(right) for right in _rights(value) if right in text]
-        score = float(len(found) > 0)
+        score = float(bool(found))
         if found and f1:
             score = 2 * max(found) / (max(found) + len(text))
         scores.append(score)

@@ -19,7 +19,7 @@ REWARDS = {  # its weight, what stands in its note (None: there is none), and th
     "punished": (-1, GUESSED, lambda completions, answer: [-score for score in right(completions, answer)]),
     "letter": (1, SAME, lambda completions, letter: right(completions, letter)),
     "number_reward": (1, "pays a denial as", None),
-    "forbidden": (-1, "no more", lambda completions, answer: right(completions, answer)),
+    "forbidden": (-1, "pays no value of answer more", lambda completions, answer: right(completions, answer)),
     "a_judge": (1, "not asked", lambda completions, answer: [0.0, 1.0]),  # two, of check_reward; of more it would fail
     "constant": (1, None, lambda completions, level: right(completions, level)),
     "canary": (0, None, lambda completions, answer: right(completions, answer)),

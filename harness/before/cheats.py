@@ -58,8 +58,7 @@ def _notes(plan: Plan, reward: Reward, rows: dict, own_texts: Sequence) -> list[
             if pay > most:
                 right, most = formed, pay
     if not right:
-        columns = ", ".join(answers)
-        return [f"{name} pays what stands in {columns} no more than an empty text: no answers, or not in its form"]
+        return [f"{name} pays no value of {', '.join(answers)} more than an empty text: no answers, or not in its form"]
 
     cheats = {f"{one_line(repr(text), 100)} to every question": [text] * len(right) for text in own_texts}
     cheats = cheats or _made_up(right, rows["prompt"])

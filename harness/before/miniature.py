@@ -74,10 +74,10 @@ def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: 
 
 
 @contextmanager
-def without_a_trace(devices: list[int] | None = None) -> Iterator[str]:
+def without_a_trace(devices=None) -> Iterator[str]:
     """A folder to write to; all that is written, printed and drawn at random inside is gone afterwards.
 
-    `devices`: the GPUs by whose random numbers nothing is to change; None: all, on each of which CUDA is started.
+    `devices`: the numbers of the GPUs whose random state is put back; None: all, on each of which CUDA is started.
     """
     python = random.getstate()
     numpy = np.random.get_state()
