@@ -9,6 +9,13 @@ write a function here, then name it under `rewards:` in config.yaml with its wei
 named where they are imported here, and `soft = get_soft_overlong_punishment(256, 64)` is a reward as well.
 """
 
+if __name__ == "__main__":  # here, so that a package that is missing is one line
+    import sys
+
+    from harness.__main__ import start
+
+    start("score", "--rewards_file", __file__, *sys.argv[1:])
+
 import unicodedata
 
 import emoji
@@ -60,9 +67,3 @@ def _texts(completions) -> list[str]:
 
 def _normalised(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-if __name__ == "__main__":
-    from harness.tools.score import main
-
-    main()

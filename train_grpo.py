@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.options.rehearse:
         return rehearse(plan)
     first_decides(lambda: check_output(plan, folder, resume))  # on the first process alone, for all
+    plan.show()
     if settings.options.check:
         return
 

@@ -7,18 +7,24 @@ and uses an emoji now and then. GRPO can only strengthen what a policy already d
 """
 
 import json
-import logging
 import random
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
-for name in ("torchao", "torch.utils._pytree"):  # at their import, on CUDA kernels that are not there
-    logging.getLogger(name).setLevel(logging.ERROR)
+HERE = Path(__file__).resolve().parent
+sys.path.insert(1, str(HERE.parent))
+from harness.end import exit_status  # noqa: E402
+
+if __name__ == "__main__":  # this file is imported in there, so that a missing package and Ctrl-C are one line each
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "model"
+    sys.exit(exit_status(lambda: import_module("build").main(folder), "nothing was written"))
+
 import torch  # noqa: E402
+from tqdm import trange  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, set_seed  # noqa: E402
 
-HERE = Path(__file__).parent
 EMOJI = list("😊✨🎉🌸🗻👍😄🌟💡📚🍀🎵🔥😆🌈💪")
 HEADS = ["", "", "はい、", "答えは、", "お答えします。"]
 TAILS = ["", "", "", "ぜひ覚えてください。", "よく知られています。", "有名ですね。"]
@@ -73,7 +79,7 @@ def pretrain(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[dict
     steps = epochs * -(-len(rows) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.1)
-    for _ in range(epochs):
+    for _ in trange(epochs, unit="epoch"):
         shuffled = rng.sample(rows, len(rows))
         for start in range(0, len(rows), batch_size):
             batch_rows = shuffled[start : start + batch_size]
@@ -104,7 +110,3 @@ def main(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: loss {loss:.2f}, {time.perf_counter() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "model")

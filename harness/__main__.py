@@ -5,27 +5,33 @@ python -m harness compare outputs/a outputs/b     # what runs reached, and how t
 python -m harness read outputs/a                  # completions as they were sampled
 python -m harness merge outputs/lora              # a LoRA run as a model of its own
 python -m harness launch --num_processes 8 train_grpo.py     # a run in several processes
+python -m harness score TEXT                      # what each reward gives to a text; as `python rewards.py` does
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 from harness.end import exit_status, go_offline_without_network
 from harness.errors import UserError
 
-TOOLS = ("chat", "compare", "read", "merge", "launch")
+TOOLS = ("chat", "compare", "read", "merge", "launch", "score")
 
 
-def main(name: str) -> None:
+def start(name: str = "", *arguments: str) -> None:
+    """Run a tool, and exit as it ends."""
+    sys.exit(exit_status(lambda: main(name, arguments), "nothing was written"))
+
+
+def main(name: str, arguments: Sequence[str]) -> None:
     if name in ("-h", "--help", ""):
         return print(__doc__.strip())
     if name not in TOOLS:
         raise UserError(f"{name}: no such tool; there are {', '.join(TOOLS)}")
     sys.argv[0] = f"python -m harness {name}"  # for its usage
-    import_module(f"harness.tools.{name}").main(sys.argv[2:])
+    import_module(f"harness.tools.{name}").main(arguments)
 
 
 if __name__ == "__main__":
-    tool = sys.argv[1] if len(sys.argv) > 1 else ""
     go_offline_without_network()
-    sys.exit(exit_status(lambda: main(tool), "nothing was written"))
+    start(*sys.argv[1:])

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from shlex import quote
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -105,17 +104,15 @@ def how_to_install(error: Exception) -> str | None:
     """What to do where a package of requirements.txt is missing; None where none is."""
     if not isinstance(error, ModuleNotFoundError):
         return None
-    problem = f"{error.name}: is not installed for {sys.executable}; "
-    requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
-    pins = [line for line in requirements.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"]
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "requirements.txt").read_text(encoding="utf-8")
+    pins = [line for line in text.splitlines() if "==" in line and line[0] != "#"]
     try:
         for pin in pins:
             version(pin.partition("==")[0])
     except PackageNotFoundError:
-        ours = requirements.parent / ".venv"
-        if (ours / "installed").exists() and Path(sys.prefix).resolve() != ours.resolve():
-            return f"{problem}start it with {quote(os.path.relpath(ours / 'bin/python'))}, where make has installed it"
-        return f"{problem}run {quote(sys.executable)} -m pip install -r {quote(os.path.relpath(requirements))}"
+        remedy = f"{root}/.venv/bin/python has it after `make demo`, or pip install -r {root}/requirements.txt"
+        return f"{error.name}: is not installed for {sys.executable}; {remedy}"
     return None
 
 

@@ -228,12 +228,14 @@ def typed_rewards(entries: Values, error: Error, kinds: Kinds) -> dict[str, Valu
         own = _kinds(part, function, FROM_TRL) if function else {}  # a reward model takes nothing but its weight
         own[f"{part}.weight"] = float
         typed[name] = typed_part(part, entry, kinds | own, error)
+        if typed[name].get("weight") is None:
+            raise error(part, "has no weight; write weight: 1, or 0 to log it alone")
     return typed
 
 
 def _no_entry(entry: Any, name: str, rewards: Values) -> str | None:
     """What is wrong with an entry of `rewards`, or None."""
-    if not isinstance(entry, dict) or entry.get("weight") is None:
+    if not isinstance(entry, dict):
         return f"expected a mapping with its weight, got {entry!r}"
     for other in rewards:
         if other != name and logged_name(other) == logged_name(name):
@@ -302,4 +304,6 @@ def _named(key: str, value: Any, problem: ValidationError) -> tuple[str, str]:
             value = value[part]
     sentences = dict.fromkeys(each["msg"].removeprefix("Input ") for each in errors)
     got = one_line(errors[0]["input"]) or "nothing"
+    if errors[0]["type"] == "list_type":
+        got += f"; write [{got}]"
     return key, f"{' or '.join(sentences)}, got {got}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import RewardError, UserError, in_short, one_line
-from harness.rewards_file import columns, in_types, parameters, reward_named, takes_any_name, underlying
+from harness.rewards_file import columns, in_types, parameters, place_of, reward_named, takes_any_name, underlying
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
 FLAT = 1e-3  # a smaller spread in a group counts as none: TRL divides by the spread, which would amplify noise
@@ -148,7 +148,7 @@ class Reward:
         try:
             yield
         except (Exception, SystemExit) as error:
-            problem = f"rewards.{self.name}: raised {in_short(error)}"
+            problem = f"{place_of(error)}: rewards.{self.name}: raised {in_short(error)}"
             row = self._first_row_that_raises(passed)
             if row is not None:
                 problem += f" on {_row(row, passed)}"

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from harness.errors import SMALLER, RunError, Stopped, UserError, in_short, one_
 from harness.files import fault, write_whole
 from harness.processes import failed_elsewhere, first_decides, rank
 from harness.reward import logged_name
+
+LOG = re.compile(r"log|\.(out|err)$")  # in the name of what a launcher writes, or `| tee`, before the run begins
 
 
 class RunFolder:
@@ -122,6 +125,15 @@ class RunFolder:
         return newest
 
     # ---- while a run goes on: its lock, and how it stands
+
+    def why_taken(self) -> str | None:
+        """Why no run may begin there: it holds one that can go on, or what no run has made; else None."""
+        if self.checkpoints() or self.state_file.exists():
+            return f"{self} already holds a run; go on with it by --resume, or choose another folder"
+        for path in sorted(self.path.glob("*")):
+            if not self.holder.exists() and not LOG.search(path.name):  # the holder is what a run leaves first
+                return f"{self} is not empty, and not a run's (it has {path.name}); choose another folder"
+        return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

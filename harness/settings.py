@@ -26,6 +26,7 @@ from harness.keys import (
     unknown_key,
     upstream,
 )
+from harness.rewards_file import use
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of a section `dataset` that names a file. Without index_col pandas takes the first column for an index where each line
@@ -110,10 +111,11 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
         raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
     if options.price and not options.rehearse:
         raise UserError("--price: goes with --rehearse")
+    use(options.rewards_file)
     merged, places = _merged([*_files(options.config), _typed_values(rest, options)])
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
-        given[section][key] = os.path.expanduser(given[section][key])
+        given[section][key] = os.path.expandvars(os.path.expanduser(given[section][key]))
     given["prompts"] = Prompts(**given["prompts"])
     given["samples"] = Samples(**given["samples"])
     settings = Settings(**given, places=places, options=options)
@@ -123,10 +125,11 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     return settings
 
 
-def reward_settings(files: list[Path]) -> dict[str, Values]:
+def reward_settings(files: list[Path]) -> dict[str, Values | None]:
     """The section `rewards` of config.yaml and the files over it; without the seconds that the other sections take."""
     merged, places = _merged(_files(files))
-    return typed_rewards(merged.get("rewards", {}), functools.partial(_error, places), {})
+    entries = merged.get("rewards", {})
+    return dict.fromkeys(entries) | typed_rewards(entries, functools.partial(_error, places), {})
 
 
 def versions() -> dict[str, str]:
@@ -242,8 +245,8 @@ def _merged(sources: list[tuple[Values, Places]]) -> tuple[Values, Places]:
             value = content.get(name, {})
             allowed = dict | None if name == "lora" else dict
             if not isinstance(value, allowed):
-                got = value or "nothing; indent its keys below it by ordinary spaces"
-                raise _error(lines, name, f"expected a mapping, got {got}")
+                remedy = f"write its keys below it, indented by ordinary spaces, or --{name}.KEY VALUE"
+                raise _error(lines, name, f"expected a mapping, got {value or 'nothing'}; {remedy}")
         if "dataset" in content:
             content["dataset"] = _file_as_dataset(content["dataset"])
             if "path" in content["dataset"]:  # a new path replaces the whole section
@@ -301,6 +304,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     resume = "go on from the newest complete checkpoint; auto: start if there is none, do nothing if the run is done"
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
+    parser.add_argument("--rewards_file", type=Path, metavar="FILE", help="in place of rewards.py; kept with the run")
     parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
@@ -325,14 +329,14 @@ def _typed_values(rest: list[str], options: argparse.Namespace) -> tuple[Values,
         if key == option:
             raise UserError(f"{option}: not an option; write --section.key VALUE or --config FILE")
         if "." not in key and key not in SECTIONS:
-            raise UserError(f"{option}: {unknown_key(key, [*vars(options), *upstream()])}")
+            raise UserError(f"{option}: {unknown_key(key, [*(f'--{name}' for name in vars(options)), *upstream()])}")
         if not equals:
             if not rest:
                 raise UserError(f"{key}: has no value; write {option} VALUE")
             text = rest.pop(0)
         value = _typed_value(text)
         parts = key.split(".")
-        if parts[0] == "rewards" and len(parts) > 3:  # a reward model's name may hold dots: rewards.org/v0.1.weight
+        if parts[0] == "rewards" and "/" in key:  # a reward model's name may hold dots: rewards.org/v0.1.weight
             section, *dotted, last = parts
             parts = [section, ".".join(dotted), last]
         for length in range(len(parts), 0, -1):

@@ -30,9 +30,9 @@ from trl import GRPOTrainer
 
 import harness.after.report
 import harness.before.check
-import rewards
 import train_grpo
 from harness.end import exit_status
+from harness.rewards_file import rewards_py, use
 
 PHASES = {
     "generate": (GRPOTrainer, "_generate_and_score_completions"),
@@ -83,7 +83,7 @@ def keep_weights(trainer) -> None:
 
 def raising(number: int):
     """length_reward, raising at its `number`-th call."""
-    reward, calls = rewards.length_reward, []
+    reward, calls = rewards_py().length_reward, []
 
     @functools.wraps(reward)
     def raises(*args, **kwargs):
@@ -102,7 +102,7 @@ def _slowly(text: str) -> int:
 
 def with_children(number: int):
     """length_reward, beside children as rewards for code and mathematics start them."""
-    reward, calls, fork = rewards.length_reward, [], multiprocessing.get_context("fork")
+    reward, calls, fork = rewards_py().length_reward, [], multiprocessing.get_context("fork")
     multiprocessing.current_process()._config["daemon"] = False  # forked.py's are, and may have none
     spawned = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     fork.Process(target=time.sleep, args=(600,)).start()  # and forgotten
@@ -130,14 +130,15 @@ def with_children(number: int):
 def put_in(what: str) -> None:
     """Break this process as FAULT:WHERE[@RANK] says; --check trains no miniature, which would count as a call."""
     harness.before.check.has_miniature = lambda args: False
+    use(Path(sys.argv[sys.argv.index("--rewards_file") + 1]))
     fault, where = what.split(":")
     where, _, rank = where.partition("@")
     if rank not in ("", os.environ.get("RANK")):
         pass
     elif fault == "raise":
-        rewards.length_reward = raising(int(where))
+        rewards_py().length_reward = raising(int(where))
     elif fault == "children":
-        rewards.length_reward = with_children(int(where))
+        rewards_py().length_reward = with_children(int(where))
     elif fault == "weights":
         torch.compiler.set_stance("force_eager")
         at_call(1, GRPOTrainer, "save_state", keep_weights)

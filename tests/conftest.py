@@ -1,9 +1,9 @@
 """What the tests train on: a policy of the demo's shape, taught for two seconds, and its questions."""
 
-import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,8 +18,20 @@ from trl import GRPOTrainer  # noqa: E402
 
 import harness.after.report as report  # noqa: E402
 import train_grpo  # noqa: E402
+from harness import rewards_file  # noqa: E402
 from harness.during.watch import Watch  # noqa: E402
 from harness.errors import UserError  # noqa: E402
+
+# rewards.py as it was committed, so that no test depends on what a user has made of it.
+REWARDS = ROOT / ".pytest_cache/rewards.py"
+committed = subprocess.run(["git", "show", "HEAD:rewards.py"], cwd=ROOT, capture_output=True).stdout
+REWARDS.parent.mkdir(exist_ok=True)
+mine = REWARDS.with_suffix(f".{os.getpid()}")
+mine.write_bytes(committed or (ROOT / "rewards.py").read_bytes())
+mine.replace(REWARDS)
+rewards_file.DEFAULT = REWARDS
+rewards_file.use(None)
+rewards_file.rewards_py()  # `import rewards` finds it now
 
 draw_curves, report.draw_curves = report.draw_curves, lambda *_: None  # over half of a tiny run's time
 
@@ -29,6 +41,7 @@ def as_marked(request, monkeypatch) -> None:
     """Runs of a test marked `draws` draw their curves; only --check of one marked `miniature` trains a miniature."""
     if request.node.get_closest_marker("draws"):
         monkeypatch.setattr(report, "draw_curves", draw_curves)
+    rewards_file.use(None)
     if not request.node.get_closest_marker("miniature"):  # others break what it would go through
         monkeypatch.setattr("harness.before.check.has_miniature", lambda args: False)
 
@@ -71,7 +84,7 @@ def tiny_arguments(policy: str, folder: Path) -> list[str]:
         "training.logging_steps": 1,
     }
     overrides = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    return ["--config", str(ROOT / "demo/config.yaml"), *overrides]
+    return ["--rewards_file", str(REWARDS), "--config", str(ROOT / "demo/config.yaml"), *overrides]
 
 
 @pytest.fixture
@@ -114,15 +127,6 @@ def interrupted(dead, tiny, tmp_path) -> list[str]:
     """Arguments of the copy in tmp_path, which differ in its place only."""
     shutil.copytree(dead, tmp_path / "run")
     return [*tiny, *SIX_STEPS]
-
-
-def use_rewards(file: str, monkeypatch):
-    """A file of the repository, as if it had been copied to rewards.py."""
-    spec = importlib.util.spec_from_file_location("rewards", ROOT / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "rewards", module)
-    return module
 
 
 def weights(folder: Path) -> bytes:

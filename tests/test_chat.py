@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 
 import pytest
 from conftest import tiny_arguments
@@ -73,20 +72,20 @@ def test_questions_come_one_after_another(run, chatted):
 
 @pytest.mark.parametrize("run", ["full"], indirect=True)
 def test_scores_are_only_of_rewards_as_the_run_had_them(run, chatted, monkeypatch):
-    def emoji_reward(completions, max_emoji=4, **kwargs):
-        raise ValueError("no emoji today")
-
-    monkeypatch.setattr(rewards, "emoji_reward", emoji_reward)
-    with pytest.raises(RewardError, match="rewards.emoji_reward: .*no emoji today"):
+    monkeypatch.delattr(rewards, "emoji_reward")  # of today's rewards.py, which costs the run's own nothing
+    assert "emoji " in chatted(run)[0]
+    text = (run / "rewards.py").read_text(encoding="utf-8")
+    (run / "rewards.py").write_text(f"{text}\ndef emoji_reward(completions, max_emoji=4):\n    return 1 / 0\n")
+    with pytest.raises(RewardError, match=r"run/rewards.py:\d+: rewards.emoji_reward: .*ZeroDivision"):
         chatted(run)
-    for place, change, arguments in (
-        ("rewards.emoji_reward.max_emoji", monkeypatch.setattr, (rewards, "emoji_reward", lambda completions: [0])),
-        ("rewards.emoji_reward", monkeypatch.delattr, (rewards, "emoji_reward")),
-        ("rewards.py", monkeypatch.setitem, (sys.modules, "rewards", None)),  # so that importing it fails
+    for place, code in (
+        ("rewards.emoji_reward.max_emoji: ", "emoji_reward = lambda completions: [0]"),
+        ("rewards.emoji_reward: ", "del emoji_reward"),
+        (f"run/rewards.py:{text.count(chr(10)) + 2}: ", "import nothing_there"),
     ):
-        change(*arguments)
+        (run / "rewards.py").write_text(f"{text}\n{code}\n")
         out, err = chatted(run)
-        assert err.startswith(f"note: no scores: {place}: ") and err.count("\n") == 1
+        assert err.startswith("note: no scores: ") and place in err and err.count("\n") == 1
         assert QUESTION in out and "answer –" not in out and "\n  trained: " in out  # the answers alone
 
 

@@ -7,22 +7,16 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import REWARDS, ROOT
 
 
 def test_missing_packages_are_one_line_with_the_command_that_installs_them(tmp_path):
-    for name in ("train_grpo.py", "config.yaml", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "harness", tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__"))
-    pip = f"is not installed for {sys.executable}; run {sys.executable} -m pip install -r requirements.txt\n"
-    make = f"is not installed for {sys.executable}; start it with .venv/bin/python, where make has installed it\n"
-    for remedy, command in ((pip, ["train_grpo.py"]), (make, ["-m", "harness", "chat", "outputs/demo"])):
-        start = [sys.executable, "-S", *command]  # a Python without packages
-        result = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
+    shutil.copy(REWARDS, tmp_path)
+    for command in ("train_grpo.py", "demo/build.py", "-m harness chat outputs/demo", f"{tmp_path}/rewards.py"):
+        start = [sys.executable, "-S", *command.split()]  # a Python without packages
+        result = subprocess.run(start, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
-        assert result.stderr.startswith("error: ") and result.stderr.endswith(remedy), result
-        (tmp_path / ".venv").mkdir(exist_ok=True)
-        (tmp_path / ".venv/installed").touch()
+        assert result.stderr.startswith("error: ") and "requirements.txt" in result.stderr, result
 
 
 BESIDE = [  # what lies beside the program, what Python is told to do, the exit status

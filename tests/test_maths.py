@@ -3,16 +3,18 @@
 import json
 
 import pytest
-from conftest import ROOT, use_rewards
+from conftest import ROOT
 from datasets import Dataset
 
 import rewards as article
 import train_grpo
+from harness.rewards_file import rewards_py, use
 
 
 @pytest.fixture
-def maths(monkeypatch):
-    return use_rewards("examples/maths_rewards.py", monkeypatch)
+def maths():
+    use(ROOT / "examples/maths_rewards.py")
+    return rewards_py()
 
 
 NUMBER = [
@@ -53,10 +55,11 @@ def test_the_rewards_of_the_recipe(maths):
     assert [(*row, score) for row, score in zip(ENDS_IN_NUMBER, found, strict=True) if score != row[1]] == []
 
 
-def test_the_recipe_takes_gsm8ks_columns_as_they_are_and_has_a_verdict(maths, tiny, tmp_path, capsys):
+def test_the_recipe_takes_gsm8ks_columns_as_they_are_and_has_a_verdict(tiny, tmp_path, capsys):
     answer = "She has {0} + 1 = <<{0}+1={1}>>{1} clips.\n#### {1}"
     rows = [{"question": f"{n} and 1 are?", "answer": answer.format(n, n + 1)} for n in range(1000, 1040)]
     Dataset.from_list(rows).to_parquet(tmp_path / "gsm8k.parquet")
+    tiny += ["--rewards_file", str(ROOT / "examples/maths_rewards.py")]
     file = [f"--dataset.data_files={tmp_path / 'gsm8k.parquet'}", "--dataset.path=parquet"]  # instead of the Hub's
     train_grpo.main([*tiny, "--config", str(ROOT / "recipes/maths.yaml"), *file, "--dataset.split=train"])
     printed = capsys.readouterr().out

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import yaml
-from conftest import ROOT, refused
+from conftest import REWARDS, ROOT, refused
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoTokenizer
@@ -104,8 +104,7 @@ def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
     more = [f"question {i},answer {i}\n" for i in range(40)]  # README shows the first lines of a longer file
     (tmp_path / "mydata/q.csv").write_text("".join([header, *lines, *more]), encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(settings, encoding="utf-8")
-    mine, main = (ROOT / "rewards.py").read_text(encoding="utf-8").split("if __name__")
-    (tmp_path / "rewards.py").write_text(f"{mine}{reward}\n\nif __name__{main}", encoding="utf-8")
+    (tmp_path / "rewards.py").write_text(REWARDS.read_text(encoding="utf-8") + reward, encoding="utf-8")
     words = [sys.executable, *command.split()[1:], "--model.pretrained_model_name_or_path", policy]
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,7 @@ import train_grpo
 from harness.errors import RewardError, RunError, UserError
 from harness.keys import typed_rewards
 from harness.reward import Reward, load_rewards
-from harness.rewards_file import reward_functions
+from harness.rewards_file import reward_functions, use
 from harness.run_folder import RunFolder
 
 CALL = {"prompts": ["p0", "p1"], "completions": ["c0", "c1"], "log_metric": lambda *_: None}
@@ -205,10 +205,9 @@ NAMED = [
 ]
 
 
-def test_any_callable_is_a_reward_or_one_line_says_what_it_lacks(monkeypatch, tmp_path):
+def test_any_callable_is_a_reward_or_one_line_says_what_it_lacks(tmp_path):
     (tmp_path / "rewards.py").write_text(CALLABLES)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "rewards")
+    use(tmp_path / "rewards.py")
     answer = [[{"role": "assistant", "content": "あ"}]]
     wrong = []
 

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import REWARDS, ROOT
 
 import rewards
-
-ROOT = Path(__file__).parent.parent
-
 
 ROWS = [  # reward, text, its settings or the answer, score
     ("emoji", "", {}, 0),
@@ -58,7 +56,7 @@ def test_scores_of_texts_and_of_messages():
 def run_rewards(folder, *arguments, stdin="", options=()):
     """(by column the cells of each text, stderr, exit status)"""
     command = [sys.executable, *options, "rewards.py", *arguments]
-    result = subprocess.run(command, cwd=folder, input=stdin, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, input=stdin, capture_output=True, text=True, errors="surrogateescape")
     header, *rows = [line.split("\t") for line in result.stdout.splitlines()] or [[]]
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}, result.stderr, result.returncode
 
@@ -66,13 +64,12 @@ def run_rewards(folder, *arguments, stdin="", options=()):
 def with_functions(code: str, folder: Path) -> Path:
     """A folder whose rewards.py has more functions."""
     (folder / "harness").symlink_to(ROOT / "harness")
-    mine, main = (ROOT / "rewards.py").read_text(encoding="utf-8").split("if __name__")
-    (folder / "rewards.py").write_text(f"{mine}{code}\n\n\nif __name__{main}", encoding="utf-8")
+    (folder / "rewards.py").write_text(REWARDS.read_text(encoding="utf-8") + code, encoding="utf-8")
     return folder
 
 
-def test_command_line_scores_a_text_without_importing_torch():
-    scores, err, _ = run_rewards(ROOT, "富士山は3776mです🗻✨", options=("-X", "importtime"))
+def test_command_line_scores_a_text_without_importing_torch(tmp_path):
+    scores, err, _ = run_rewards(with_functions("", tmp_path), "富士山は3776mです🗻✨", options=("-X", "importtime"))
     assert scores["emoji_reward"] == ["2"]
     assert float(scores["length_reward"][0]) == pytest.approx(math.exp(-0.15 * 17), rel=1e-3)
     imported = {line.split("|")[-1].strip() for line in err.splitlines()}
@@ -127,4 +124,8 @@ def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_i
     found = [run_rewards(folder, *arguments, stdin="はい\nx\n3\n") for arguments, *_ in rows]
     assert [(status, scores.get("words")) for scores, _, status in found] == [row[1:3] for row in rows]
     assert [row for row, (_, err, _) in zip(rows, found, strict=True) if row[3] not in err] == []
-    assert run_rewards(ROOT, "a")[2] == 0 and run_rewards(ROOT, "--help")[2] == 0
+    (folder / "null.yaml").write_text("rewards: {length_reward: null}\n")
+    only = ["--rewards_file", str(REWARDS), "--config", "null.yaml"]
+    scores, err, status = run_rewards(folder, *only, stdin="\udc82あ\n")
+    assert (status, [*scores], scores["text"]) == (0, ["emoji_reward", "characters", "text"], ["\\x82あ"])
+    assert run_rewards(folder, "--help")[2] == 0

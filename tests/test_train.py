@@ -20,7 +20,7 @@ import train_grpo
 from harness.during.trainer import Trainer
 from harness.reward import Reward
 from harness.run_folder import RunFolder
-from harness.tools.chat import todays_rewards
+from harness.tools.chat import its_rewards
 
 # What demo/config.yaml and conftest.py's arguments come to.
 SETTINGS = {"use_cpu": True, "bf16": False, "num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 4}
@@ -99,7 +99,7 @@ def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_p
     train_grpo.main([*tiny, f"--rewards.{tmp_path}/judge.weight", "1", *best, *short])
     scores = [log["rewards/judge/mean"] for log in history(tmp_path / "run") if "reward" in log]
     assert len(set(scores)) > 1  # it judged different completions differently
-    (loaded,) = todays_rewards({f"{tmp_path}/judge": {"weight": 1}})  # with which chat scores
+    (loaded,) = its_rewards(RunFolder(tmp_path / "run"), {f"{tmp_path}/judge": {"weight": 1}})  # with which chat scores
     assert loaded.model is not None and loaded.logged == "judge"
     assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 2
     answers = [json.loads(line)["after"]["completion"] for line in (tmp_path / "run/samples.jsonl").open()]

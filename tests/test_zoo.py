@@ -2,15 +2,15 @@
 
 import re
 
-from conftest import ROOT, use_rewards
+from conftest import ROOT
 
 import train_grpo
 
 ANIMALS = {"frog": ("length", "once"), "owl": ("figures", "true"), "fox": ("kind", "about")}  # its reward, its canary
 
 
-def test_each_passes_check_with_one_reward_and_its_canary(tiny, monkeypatch, capsys):
-    use_rewards("demo/zoo/rewards.py", monkeypatch)
+def test_each_passes_check_with_one_reward_and_its_canary(tiny, capsys):
+    tiny += ["--rewards_file", str(ROOT / "demo/zoo/rewards.py")]
     for animal, (reward, canary) in ANIMALS.items():
         train_grpo.main([*tiny, "--config", str(ROOT / f"demo/zoo/{animal}.yaml"), "--check"])
         planned = re.findall(r"(\S+) x (\w+)_reward", capsys.readouterr().out)

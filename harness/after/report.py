@@ -195,6 +195,7 @@ class Report(TrainerCallback, ExportableState):
         model = quote(f"{self.folder}-merged" if self.settings.lora else str(self.folder))
         more = quote(f"{self.folder}-more")
         command = f"{start} {script} --config {settings}"
+        command += f" --rewards_file {quote(str(self.folder.rewards_file))}"
         return f"{command} --model.pretrained_model_name_or_path {model} --training.output_dir {more}"
 
 

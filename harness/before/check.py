@@ -2,7 +2,6 @@
 
 import math
 import os
-from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
@@ -25,7 +24,7 @@ from harness.run_folder import RunFolder
 
 
 def check_run(plan: Plan) -> None:
-    """Check what needs the arguments, the data and the model's shape, and print the plan; raises UserError."""
+    """Check what needs the arguments, the data and the model's shape; raises UserError."""
     check_services(plan)
     check_generation(plan)
     check_reference_model(plan)
@@ -41,12 +40,9 @@ def check_run(plan: Plan) -> None:
                 check_reward(reward, plan)
         if in_miniature:
             try_a_step(plan)
-        notes = cheats(plan)
+        plan.cheats = cheats(plan)
     except RewardError as error:
         raise UserError(str(error)) from error
-    plan.show()
-    for note in notes:
-        print(f"cheats: {note}")
 
 
 def check_services(plan: Plan) -> None:
@@ -177,7 +173,7 @@ def check_reward(reward: Reward, plan: Plan) -> None:
 
 
 def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
-    """A folder without a run, or with this very one, and room for what the run leaves in it; raises UserError."""
+    """A folder that is the run's to take, with room for what it leaves in it, or this very run; raises UserError."""
     key = "training.output_dir"
     error = plan.settings.error
     try:
@@ -186,11 +182,8 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
         raise error(key, str(problem)) from problem
     if resume:
         check_same_run(plan, folder)
-    model = Path(plan.settings.model["pretrained_model_name_or_path"])
-    if model.is_dir() and folder.path.is_dir() and model.samefile(folder.path):
-        raise error(key, f"{folder} is the folder of the model itself, which would be overwritten")
-    if not resume and (folder.checkpoints() or folder.state_file.exists()):
-        raise error(key, f"{folder} already holds a run; go on with it by --resume, or choose another folder")
+    elif folder.why_taken():
+        raise error(key, folder.why_taken())
     if free < plan.disk:
         room = f"{free / 1e6:,.0f} MB are free, {plan.disk / 1e6:,.0f} MB are needed"
         raise error(key, f"{room} for the model and its checkpoints (save_total_limit)")

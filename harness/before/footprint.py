@@ -48,16 +48,19 @@ def footprint(
     tokens = longest_prompt + args.max_completion_length
     unset_hf_deepspeed_config()  # or ZeRO-3 would divide a model that has no weights
     try:  # first without LoRA: its parameters are the base model's, and its errors are about the model
-        parameters = _without_weights(policy, policy.config, None).num_parameters()
+        base = _without_weights(policy, policy.config, None)
     except Exception as error:  # ValueError: Unrecognized configuration class; Bloom does not support ...
         problem = str(error).partition("Model type should be")[0]  # over a hundred
         raise settings.error(NAME, f"{policy.config.model_type}: {one_line(problem)}") from error
+    parameters = base.num_parameters()
+    for module in _not_there(lora, base):  # which peft passes over where others are there
+        matrices = {name.split(".")[-2] for name, weight in base.named_parameters() if weight.dim() == 2}
+        problem = f"the model has no module {module}; it has {', '.join(sorted(matrices))}"
+        raise settings.error("lora.target_modules", problem)
     try:
         model = _without_weights(policy, policy.config, lora)
-    except Exception as error:  # ValueError: Target modules {...} not found in the base model
+    except Exception as error:  # peft's own, about other settings of LoRA
         raise settings.error("lora", one_line(error)) from error
-    for module in _not_there(lora, model):  # which peft passes over where others are there
-        raise settings.error("lora.target_modules", f"the model has no module {module}")
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     activations, uncounted = _activations(policy, args, lora, rows, tokens)
     if args.deepspeed_plugin:
@@ -117,8 +120,8 @@ def _not_there(lora: LoraConfig | None, model: PreTrainedModel) -> list[str]:
     """The names under target_modules that fit no module of the model."""
     if lora is None or not isinstance(lora.target_modules, set | list):
         return []
-    adapted = [f".{name}" for name, _ in model.named_parameters() if "lora_" in name]
-    return [module for module in lora.target_modules if not any(f".{module}." in name for name in adapted)]
+    there = [f".{name}" for name, _ in model.named_modules()]
+    return [module for module in lora.target_modules if not any(name.endswith(f".{module}") for name in there)]
 
 
 def _sampling(text: PreTrainedConfig, rows: int, tokens: int) -> float:

@@ -38,7 +38,8 @@ class Plan:
     are trained on for `steps_per_call` optimizer steps. Of one step, in all processes: `completions_a_step` are trained
     on, and `questions_a_step` are asked, which are fewer where num_iterations trains on the same ones again.
     `memory`, `disk`: estimated bytes on each GPU, by part, and of what the run leaves; `uncounted`: see Footprint.
-    `doubts`: what may go wrong with it; of these `too_slow`: why it will probably learn nothing.
+    `doubts`: what may go wrong with it; of these `too_slow`: why it will probably learn nothing. `cheats`: which rewards
+    pay for what.
     """
 
     settings: Settings
@@ -71,6 +72,7 @@ class Plan:
 
         self.too_slow = too_slow(self)
         self.doubts = self.too_slow + doubts(self)
+        self.cheats = []  # known when the rewards have been asked
 
     def state(self) -> TrainerState:
         """As a reward gets it before the first step."""
@@ -79,13 +81,20 @@ class Plan:
         return state
 
     def show(self) -> None:
-        """Print it as a table that a person reads in ten seconds."""
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, line in [*_what_is_trained(self), *_how_it_is_trained(self), *_what_it_takes(self)]:
-            table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
+        """Print it as a table that a person reads in ten seconds; with --check also what it comes to."""
+        rows = [*_what_is_trained(self), *_how_it_is_trained(self), *_what_it_takes(self)]
         for doubt in [*self.doubts, *doubts_of_template(self)]:
-            table.add_row("", Text(f"warning: {doubt}", overflow="fold"))
+            rows.append(("", f"warning: {doubt}"))
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, line in rows:
+            table.add_row(Text(name, style="bold"), Text(line.replace("\n", "⏎"), overflow="fold"))
         Console().print(table)
+        for note in self.cheats:
+            print(f"cheats: {note}")
+        warnings = len(self.cheats) + sum(line.startswith("warning: ") for _, line in rows)
+        if self.settings.options.check:
+            found = f"warnings above: {warnings}" if warnings else "nothing found against it"
+            print(f"{found}; the same command without --check starts it")
 
 
 # ---- doubts
@@ -125,6 +134,11 @@ def doubts(plan: Plan) -> list[str]:
     if held_out < FULL:
         interval = "a wide interval" if held_out >= FEWEST else "no verdict"
         found.append(f"samples.held_out: {held_out} questions, so {interval} (32 rows hold out 8, 256 rows 64)")
+    for reward in plan.rewards:
+        for column in reward.columns:
+            empty = sum(value in (None, "", []) for value in plan.data.train[column])
+            if empty:
+                found.append(f"{column}, which {reward.name} asks for, is empty in {empty:,} rows")
     if args.save_strategy == "no":
         found.append("save_strategy is no: a run that is stopped has lost everything")
     return found

@@ -186,6 +186,8 @@ def loading_problem(name: str, error: BaseException) -> str:
     if denied:
         return f"{denied.filename} cannot be written; set HF_HOME to a folder of your own"
     nowhere = f"there is no folder or file {Path(name).absolute()}"
+    if Path(name).with_name("build.py").exists():  # of demo/model, demo/real/model
+        return f"{nowhere} yet; run `make {Path(name).parent.name}`"
     if _cause(error, HFValidationError):  # it can be no name on the Hub
         return nowhere
     if _cause(error, RepositoryNotFoundError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.before.plan import Plan
 from harness.errors import UserError
-from harness.rewards_file import source
+from harness.rewards_file import shown, source
 from harness.run_folder import RunFolder, difference, flat
 from harness.settings import Settings, versions
 
@@ -32,7 +32,6 @@ def decide(settings: Settings, folder: RunFolder) -> bool | str:
     False: a run begins; so it does with `auto` where there is no checkpoint. With `auto` and a run that is done the
     program ends.
     """
-    _note_other_rewards(settings.options.config)
     resume = settings.options.resume
     if not resume:
         return False
@@ -67,7 +66,7 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
         raise UserError(f"--resume: number of processes {change}; go on with {command}")
     if rewards != source():
         changes = difference(rewards, source())
-        raise UserError(f"--resume: rewards.py is not the run's: {changes}; that one is {folder.rewards_file}")
+        raise UserError(f"--resume: {shown()} is not the run's: {changes}; that one is {folder.rewards_file}")
     if plan.data.sha256() != digest:
         raise UserError(f"--resume: the data are not the run's ({rows:,} rows then, {len(plan.data.train):,} now)")
 
@@ -102,14 +101,3 @@ def _check_same_settings(settings: Settings, folder: RunFolder) -> None:
     if LENGTH.issuperset(differ):
         problem += "; a run keeps its length: when it is done, it prints the command that goes on from its model"
     raise UserError(problem)
-
-
-def _note_other_rewards(files: list[Path]) -> None:
-    """Say so where one of the --config files is a run's own and today's rewards.py is not that run's."""
-    for file in files:
-        theirs = file.with_name("rewards.py")
-        if not theirs.exists():
-            continue
-        old = theirs.read_text(encoding="utf-8")
-        if old != source():
-            print(f"warning: rewards.py is not the one that {file} was run with: {difference(old, source())}")

@@ -16,6 +16,7 @@ from harness.errors import UserError, one_line
 from harness.keys import typed_rewards
 from harness.processes import quiet
 from harness.reward import Reward, load_rewards, score_words
+from harness.rewards_file import use
 from harness.run_folder import RunFolder
 
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Of a LoRA run one model is both, its adapter switched off and on; but of one that has changed the base.
         switched = folder.is_lora() and not changes_base(trained.active_peft_config)
         base = trained if switched else load_model(settings["model"])
-        rewards = todays_rewards(settings["rewards"])
+        rewards = its_rewards(folder, settings["rewards"])
     sampling = sampling_arguments(settings["training"])
     ends = eos_token_ids(base.generation_config, tokenizer)
     state = TrainerState.load_from_json(folder.state_file)
@@ -84,11 +85,10 @@ def questions() -> Iterator[str]:
         yield question
 
 
-def todays_rewards(entries: dict[str, dict]) -> list[Reward]:
+def its_rewards(folder: RunFolder, entries: dict[str, dict]) -> list[Reward]:
     """The run's rewards, loaded, also those that the run left out as its data lack a column.
 
-    They are functions of today's rewards.py; where that is broken, or has not the run's rewards with their settings,
-    there are none, and a line that says so.
+    They are functions of its own rewards.py; where that does not run any more, there are none, and a line that says so.
     """
     from harness.before.policy import load_reward_models
     from harness.tools.trained import DEVICE
@@ -96,6 +96,7 @@ def todays_rewards(entries: dict[str, dict]) -> list[Reward]:
     def error(key: str, problem: str) -> UserError:
         return UserError(f"{key}: {problem}")
 
+    use(folder.rewards_file)
     try:
         rewards = load_rewards(typed_rewards(entries, error, {}), None, error)
         load_reward_models(rewards)

@@ -37,6 +37,7 @@ def rehearse(plan: Plan) -> None:
 
     Raises UserError where memory is too little, and where there can be no rehearsal.
     """
+    plan.show()
     if plan.args.deepspeed_plugin:
         raise UserError("--rehearse: DeepSpeed trains once in a process, a rehearsal twice; use fsdp2.yaml of recipes")
     folder = RunFolder(tempfile.mkdtemp())
@@ -240,7 +241,8 @@ def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float)
     """Memory, time and money; `seconds` of a usual step and of the longest, which samples for `sampling`."""
     usual, longest = seconds
     print("Worst case: whole steps on the longest prompts, completions of full length")
-    line = f"  memory: {peak / GB:.1f} GB measured, {sum(plan.memory.values()) / GB:.1f} GB calculated"
+    calculated = sum(plan.memory.values()) / GB
+    line = f"  memory: {peak / GB:.1f} GB measured, of the whole process; {calculated:.1f} GB calculated"
     device = "CPU"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

@@ -3,17 +3,18 @@
 python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row a text, each an answer to an empty prompt
 python rewards.py < answers.txt                       # one row a line
 python rewards.py --config mine.yaml "はい"           # with the settings of that file, as train_grpo.py reads it
+python rewards.py --rewards_file mine.py "はい"       # the rewards of another file
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from harness.end import exit_status
 from harness.errors import RewardError
 from harness.reward import Reward
-from harness.rewards_file import FROM_TRL, columns, own_callables, reward_functions, reward_named, why_not
+from harness.rewards_file import FROM_TRL, columns, own_callables, reward_functions, reward_named, use, why_not
 from harness.settings import reward_settings
 
 GIVEN = FROM_TRL - {"completion_ids"}
@@ -21,21 +22,19 @@ GIVEN = FROM_TRL - {"completion_ids"}
 STATE = SimpleNamespace(global_step=0, max_steps=1000, num_train_epochs=1, logging_steps=1, log_history=[])
 
 
-def main() -> None:
-    sys.exit(exit_status(score, "nothing was written"))
-
-
-def score() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Score the texts of the command line, or each line of stdin, with every reward that needs nothing but the text."""
     parser = argparse.ArgumentParser(
         prog="rewards.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="one that begins with - comes behind --")
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
-    options = parser.parse_args()
+    parser.add_argument("--rewards_file", type=Path, metavar="FILE", help="in place of rewards.py")
+    options = parser.parse_args(arguments)
+    use(options.rewards_file)
     if not options.texts and sys.stdin.isatty():
         return parser.print_help()
-    texts = options.texts or sys.stdin.read().splitlines()
+    texts = options.texts or sys.stdin.buffer.read().decode(errors="backslashreplace").splitlines()
     table = {}
     failed = False
     for reward in _rewards(options.config):
@@ -66,8 +65,10 @@ def _rewards(files: list[Path]) -> list[Reward]:
         if problem:
             _note(f"{name}: {problem}")
     rewards = []
-    for name in reward_functions() | entries:
-        settings = {key: value for key, value in entries.get(name, {}).items() if key != "weight"}
+    for name, entry in (dict.fromkeys(reward_functions(), {}) | entries).items():
+        if entry is None:  # null in the settings
+            continue
+        settings = {key: value for key, value in entry.items() if key != "weight"}
         reward = Reward(name, 1, settings, reward_named(name))
         if reward.function is None:
             _note(f"{name}: is a reward model; not scored here")
