@@ -12,11 +12,10 @@ outputs/demo-hacked/trainer_state.json: | demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml --rewards.answer_reward.weight 0 \
 	    --training.output_dir outputs/demo-hacked
 
-# Four rewards that are won without doing what was meant: docs/zoo.md. With -P the folder of train_grpo.py does not come
-# first, so that the zoo's rewards.py is imported and yours stays as it is.
+# Four rewards that are won without doing what was meant: docs/zoo.md.
 zoo: demo-hacked
-	for each in frog owl fox; do HF_HUB_OFFLINE=1 PYTHONPATH=demo/zoo:. .venv/bin/python -P train_grpo.py --resume auto \
-	    --config demo/config.yaml --config demo/zoo/$$each.yaml || exit; done
+	for each in frog owl fox; do HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --rewards_file demo/zoo/rewards.py \
+	    --config demo/config.yaml --config demo/zoo/$$each.yaml --resume auto || exit; done
 	PYTHONPATH=. .venv/bin/python demo/zoo/draw.py outputs/demo-hacked outputs/zoo/frog outputs/zoo/owl outputs/zoo/fox
 
 real: demo/real/model/config.json  # a real model of 135 million parameters, on the CPU: about 20 minutes on two cores
@@ -25,9 +24,6 @@ real: demo/real/model/config.json  # a real model of 135 million parameters, on 
 train: .venv/installed
 	.venv/bin/python train_grpo.py
 
-# OpenMP threads that spin while they wait fight with other load for the cores: beside two busy processes the demo takes
-# 2 to 3.3 times as long as without spinning. On an idle machine it is 9% faster with it, so the demo is left alone.
-test faults: export OMP_WAIT_POLICY ?= PASSIVE
 # A process for each core, with a thread each.
 test faults: export OMP_NUM_THREADS ?= 1
 

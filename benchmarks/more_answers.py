@@ -3,7 +3,7 @@
     python benchmarks/more_answers.py outputs/maths --answers 4
 
 The verdict rests on one answer to each question, which is cheap. Here the answers to a question are averaged first, so
-that the interval is over questions, as the verdict's is. It needs the rewards.py of the run.
+that the interval is over questions, as the verdict's is.
 """
 
 import argparse
@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from harness.after.samples import complete, score  # noqa: E402
 from harness.after.verdict import interval  # noqa: E402
 from harness.before.data import load_data  # noqa: E402
+from harness.run_folder import RunFolder  # noqa: E402
 from harness.settings import read_settings  # noqa: E402
-from harness.tools.chat import eos_token_ids, sampling_arguments, todays_rewards  # noqa: E402
+from harness.tools.chat import eos_token_ids, its_rewards, sampling_arguments  # noqa: E402
 from harness.tools.trained import load_model  # noqa: E402
 
 if __name__ == "__main__":
@@ -26,8 +27,12 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="the output_dir of a run of all weights")
     parser.add_argument("--answers", type=int, default=4, help="to each question, of each model")
     options = parser.parse_args()
-    settings = read_settings(["--config", str(options.folder / "config.yaml")])
-    tokenizer, rewards = AutoTokenizer.from_pretrained(options.folder), todays_rewards(settings.rewards)
+    files = ["--config", str(options.folder / "config.yaml"), "--rewards_file", str(options.folder / "rewards.py")]
+    settings = read_settings(files)
+    tokenizer, rewards = (
+        AutoTokenizer.from_pretrained(options.folder),
+        its_rewards(RunFolder(options.folder), settings.rewards),
+    )
     rows = list(load_data(settings, tokenizer).held_out)
     models = [load_model(settings.model), load_model(settings.model, options.folder)]
     sampling, found = sampling_arguments(settings.training), []

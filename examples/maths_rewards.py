@@ -1,7 +1,6 @@
 """A rewards.py for questions whose answer is a number. recipes/maths.yaml names its rewards.
 
-cp examples/maths_rewards.py rewards.py     # git checkout rewards.py brings the article's back
-python rewards.py --config recipes/maths.yaml "8 and 4 are 12." "12, I think"
+python rewards.py --rewards_file examples/maths_rewards.py --config recipes/maths.yaml "8 and 4 are 12." "12, I think"
 """
 
 import re
@@ -52,9 +51,3 @@ def _last_number(text: str) -> Fraction | None:
 def _texts(completions) -> list[str]:
     """TRL hands over chat messages where the prompts are chat messages, and strings where they are strings."""
     return [c if isinstance(c, str) else "".join(message["content"] or "" for message in c) for c in completions]
-
-
-if __name__ == "__main__":
-    from harness.tools.score import main
-
-    main()

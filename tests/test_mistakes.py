@@ -35,6 +35,8 @@ IN_A_FILE = {
     "# mine\n1: {seed: 2}\n": ("2: 1: ", "unknown"),
     "samples: {held_out: 3}\ntraining: 3\n": ("2: training: ", "mapping"),
     "rewards:\n  emoji_rewrd: {weight: 1}\n": ("2: rewards.emoji_rewrd: ", "emoji_reward"),
+    "lora: true\n": ("1: lora: ", "mapping"),
+    "samples:\n  questions: a\n": ("2: samples.questions: ", "[a]"),
     "rewards:\n  polite_reward: {bonus: 1}\n": ("2: rewards.polite_reward: ", "rewards.py"),
     "rewards:\n  emoji_reward: {max: 4}\n": ("2: rewards.emoji_reward.max: ", "max_emoji"),
     "prompts:\n  rename: {1: q}\n": ("2: prompts.rename.1: ", "string"),
@@ -111,13 +113,19 @@ VALUES = {
     "section model": "model_init_kwargs={}",
     "not supported": "auto_find_batch_size=true",
 }  # fmt: skip
+ZOO = "--rewards.emoji_reward null --rewards_file demo/zoo/rewards.py --rewards.kind_reward"
 # The other mistakes of a command line: the place that is named, a word
 OTHERS = {
     "--lora {}": ("lora: ", "null"),
     "--rewards.a/judge.weight 1 --rewards.b/judge.weight 1": ("rewards.a/judge: ", "b/judge"),
     "--config nowhere.yaml": ("nowhere.yaml: ", "--config"),
     "--learning_rate 1": ("--learning_rate: ", "mean training.learning_rate"),
-    "--chek": ("--chek: ", "mean check"),
+    "--chek": ("--chek: ", "mean --check"),
+    "--training max_steps=15": ("training: ", "--training.KEY"),
+    "--rewards.emoji_reward.limits.low 3": ("rewards.emoji_reward.limits: ", "unknown"),
+    "--rewards_file nowhere.py": ("nowhere.py: ", "No such file"),
+    f"{ZOO}.wieght 1": ("rewards.kind_reward.wieght: ", "mean weight"),
+    f"{ZOO} {{}}": ("rewards.kind_reward: ", "weight"),
     "--rehearse --check": ("--rehearse: ", "--check"),
     "--rehearse --resume": ("--rehearse: ", "--resume"),
     "--price 2": ("--price: ", "--rehearse"),
