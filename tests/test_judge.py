@@ -1,4 +1,4 @@
-"""A judge over the network, as a real local HTTP server: it delays, fails and recovers."""
+"""examples/judge_reward.py, pasted into rewards.py, asks a real local HTTP server: it delays, fails and recovers."""
 
 import asyncio
 import json
@@ -7,24 +7,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, weights
+from conftest import REWARDS, ROOT, weights
 
-import rewards
 import train_grpo
 from harness.errors import RewardError, RunError, UserError
 from harness.reward import load_rewards
+from harness.rewards_file import rewards_py, use
 from harness.run_folder import RunFolder
+
+NONE = 10**9  # more than it is asked
 
 
 class Judge(ThreadingHTTPServer):
-    """Scores a text by its length; hangs up while `down`, and on the first `fails`; answers so many at a time."""
+    """Grades by the length of what it is asked; hangs up while `down`; answers the first `fails` by `status`."""
 
     request_queue_size = 128
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
-        self.url, self.waits_for = f"http://127.0.0.1:{self.server_port}/", threading.Barrier(1)
-        self.asked, self.fails, self.down, self.dies_after, self.lock = 0, 0, False, 10**9, threading.Lock()
+        self.url, self.waits_for = f"http://127.0.0.1:{self.server_port}", threading.Barrier(1)
+        self.asked, self.fails, self.status, self.down, self.dies_after = 0, 0, 503, False, NONE
+        self.at_once, self.most, self.lock = 0, 0, threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_): ...  # a client that is hung up on is no news
@@ -32,15 +35,22 @@ class Judge(ThreadingHTTPServer):
 
 class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
-        judge, text = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
+        judge, asked = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = asked["messages"][0]["content"]
         with judge.lock:
             judge.asked += 1
             judge.down |= judge.asked > judge.dies_after
+            judge.at_once += 1
+            judge.most = max(judge.most, judge.at_once)
         judge.waits_for.wait()
-        if judge.down or judge.asked <= judge.fails:
+        with judge.lock:
+            judge.at_once -= 1
+        if judge.down:
             return self.connection.close()
-        body = json.dumps({"score": len(text) / 100}).encode()
-        self.send_response(500 if text == "refused" else 200)
+        told = "no idea" if "none" in question else f"Grade: {len(question) % 11}"
+        body = json.dumps({"choices": [{"message": {"role": "assistant", "content": told}}]}).encode()
+        self.send_response(judge.status if judge.asked <= judge.fails else 200)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -48,52 +58,59 @@ class Answers(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def judge(monkeypatch):
-    """The server; `judge_reward` of examples/ stands in rewards.py as if the user had pasted it there."""
-    scope = {"__name__": "rewards"}
-    exec((ROOT / "examples/judge_reward.py").read_text(encoding="utf-8"), scope)
-    monkeypatch.setattr(rewards, "judge_reward", scope["judge_reward"], raising=False)
-    monkeypatch.setitem(scope, "asyncio", SimpleNamespace(gather=asyncio.gather, sleep=lambda _: asyncio.sleep(0.01)))
+def judge(tmp_path, monkeypatch):
+    example = (ROOT / "examples/judge_reward.py").read_text(encoding="utf-8")
+    (tmp_path / "rewards.py").write_text(REWARDS.read_text(encoding="utf-8") + example, encoding="utf-8")
+    use(tmp_path / "rewards.py")
+    at_once = SimpleNamespace(**vars(asyncio) | {"sleep": lambda _: asyncio.sleep(0.01)})
+    monkeypatch.setattr(rewards_py(), "asyncio", at_once)
     server = Judge()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def asked_about(judge, texts: list[str], seconds: float = 5) -> list[float | None]:
-    entries = {"judge_reward": {"weight": 1, "server": judge.url, "seconds": seconds}}
-    (reward,) = load_rewards(entries, [], UserError)
-    return reward.score(["?"] * len(texts), texts, {})
+def graded(url, texts: list[str], **settings) -> list[float | None]:
+    (reward,) = load_rewards({"judge_reward": {"weight": 1, "server": url, **settings}}, ["answer"], UserError)
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    return reward.score(["?"] * len(texts), completions, {"answer": ["right"] * len(texts)})
 
 
-def test_64_are_asked_about_at_once_and_one_is_left_out_that_is_refused_and_asked_again_that_is_dropped(judge):
-    judge.waits_for = threading.Barrier(64)
-    assert asked_about(judge, ["ab"] * 64) == [0.02] * 64
+def test_64_are_asked_about_16_at_once_and_asked_again_where_the_server_fails(judge):
+    judge.waits_for = threading.Barrier(16)
+    whole = graded(judge.url, ["ab"] * 64)
+    assert len(set(whole)) == 1 and 0 <= whole[0] <= 1 and (judge.asked, judge.most) == (64, 16)
     judge.waits_for = threading.Barrier(1)
-    assert asked_about(judge, ["abc", "refused"]) == [0.03, None]
-    judge.asked, judge.fails = 0, 3
-    assert asked_about(judge, ["abc"]) == [0.03] and judge.asked == 4
+    assert graded(judge.url, ["ab", "abc", "none"]) == [whole[0], (whole[0] + 0.1) % 1.1, None]
+    for judge.status in (503, 429):
+        judge.asked, judge.fails = 0, 3
+        assert graded(judge.url, ["ab"]) == whole[:1] and judge.asked == 4
 
 
-def test_a_judge_that_is_gone_or_too_slow_ends_with_what_to_do(judge):
-    judge.down = True
-    with pytest.raises(RewardError, match="judge_reward: raised .*--resume"):
-        asked_about(judge, ["abc"])
+def test_a_judge_that_is_gone_too_slow_or_refuses_ends_with_its_address_and_what_to_do(judge):
+    gone = Judge()
+    gone.shutdown()
+    gone.server_close()
+    judge.fails, judge.status = NONE, 404
+    rows = [(gone.url, 60, "nothing answers.*start the judge.*--resume"), (judge.url, 60, "404")]
+    for url, seconds, words in rows:
+        with pytest.raises(RewardError, match=rf"rewards.py:\d+: .*RuntimeError: {url}: {words}"):
+            graded(url, ["ab"], seconds=seconds)
+    judge.fails, judge.asked, judge.waits_for = 0, 0, threading.Barrier(64)
+    with pytest.raises(RewardError, match=f"{judge.url}: ReadTimeout"):
+        graded(judge.url, ["ab"], seconds=0.2)
     assert judge.asked == 4
-    judge.down, judge.waits_for = False, threading.Barrier(64)
-    with pytest.raises(RewardError, match="raised ReadTimeout"):
-        asked_about(judge, ["abc"], seconds=0.2)
-    assert judge.asked == 8
 
 
 def test_a_run_whose_judge_goes_is_resumed_exactly_from_its_newest_checkpoint(judge, tiny, tmp_path):
-    arguments = [*tiny, "--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
-    arguments += ["--rewards.judge_reward.weight", "1", "--rewards.judge_reward.server", judge.url]
-    judge.dies_after = 2 + (3 + 64) + 16 + 8  # the check, the samples, one generation batch, half of the second
-    with pytest.raises(RunError, match="judge_reward: raised .*--resume"):
+    arguments = [*tiny, "--rewards_file", str(tmp_path / "rewards.py"), "--rewards.judge_reward.weight", "1"]
+    arguments += ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
+    arguments += ["--rewards.judge_reward.server", judge.url]
+    judge.dies_after = 2 + 64 + 16 + 8  # the check, the samples, one generation batch, half of the second
+    with pytest.raises(RunError, match=f"judge_reward: raised .*{judge.url}.*--resume"):
         train_grpo.main(arguments)
     assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-4"
-    judge.dies_after, judge.down = 10**9, False
+    judge.dies_after, judge.down = NONE, False
     train_grpo.main([*arguments, "--resume"])
     train_grpo.main([*arguments, "--training.output_dir", str(tmp_path / "whole")])
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")

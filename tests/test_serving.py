@@ -1,5 +1,6 @@
-"""docs/serving.md's commands for `transformers serve`, run as written but for port and folder."""
+"""docs/serving.md's commands for `transformers serve`, run as written but for port and folder; and the judge there."""
 
+import asyncio
 import json
 import re
 import socket
@@ -10,6 +11,8 @@ import urllib.request
 from pathlib import Path
 
 from conftest import ROOT
+
+from harness.rewards_file import rewards_py, use
 
 
 def test_transformers_serve_answers(policy):
@@ -31,6 +34,10 @@ def test_transformers_serve_answers(policy):
                 assert server.poll() is None and attempt < 59
                 time.sleep(1)
         assert answer["choices"][0]["message"]["content"].strip()
+        use(ROOT / "examples/judge_reward.py")
+        asked = {"server": f"http://localhost:{port}", "model": policy}
+        (grade,) = asyncio.run(rewards_py().judge_reward(["富士山の高さは?"], ["3776m"], ["3776m"], **asked))
+        assert grade is None or 0 <= grade <= 1  # a small model's words
     finally:
         server.terminate()
         server.wait()
