@@ -29,10 +29,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     files = ["--config", str(options.folder / "config.yaml"), "--rewards_file", str(options.folder / "rewards.py")]
     settings = read_settings(files)
-    tokenizer, rewards = (
-        AutoTokenizer.from_pretrained(options.folder),
-        its_rewards(RunFolder(options.folder), settings.rewards),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(options.folder)
+    rewards = its_rewards(RunFolder(options.folder), settings.rewards)
     rows = list(load_data(settings, tokenizer).held_out)
     models = [load_model(settings.model), load_model(settings.model, options.folder)]
     sampling, found = sampling_arguments(settings.training), []
