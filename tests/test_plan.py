@@ -148,8 +148,8 @@ def test_the_memory_that_a_recipe_names_is_the_calculated_one():
 
 # Qwen2.5's, 1.5B, 7B and 32B
 SHAPES = [TINYSWALLOW, (28, 3584, 18944, 28, 4, 152064, False), (64, 5120, 27648, 40, 8, 152064, False)]
-ENGINES = [([], False, 1), ([], True, 8), ([], True, 16), (["recipes/lora.yaml"], False, 1)]
-ENGINES.append((["recipes/lora.yaml"], True, 8))
+ENGINES = [([], False, 1), ([], True, 2), ([], True, 8), ([], True, 16)]
+ENGINES += [(["recipes/lora.yaml"], False, 1), (["recipes/lora.yaml"], True, 8)]
 
 
 def test_the_memory_that_the_page_on_scaling_names_is_the_calculated_one(monkeypatch):
