@@ -4,6 +4,7 @@ python train_grpo.py --check                           # what would happen, with
 python train_grpo.py                                   # the article's run, on one CUDA GPU
 python train_grpo.py --config recipes/lora.yaml        # a few lines laid over config.yaml
 python train_grpo.py --training.learning_rate 2e-6     # one value
+python train_grpo.py --placebo                         # the rewards shuffled: how far chance alone moves the policy
 python train_grpo.py --resume                          # go on where a stopped run was saved last
 
 TRL's GRPOTrainer trains. What differs from TRL alone:
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             eval_dataset=data.held_out if args.eval_strategy != "no" else None,
             processing_class=policy.tokenizer,
             peft_config=lora,
+            placebo=settings.options.placebo,
         )
         watch = Watch(plan, trainer.model)
         report = Report(trainer, plan, watch, folder)

@@ -72,10 +72,17 @@ class RunFolder:
 
     def titles(self) -> dict[str, str]:
         """What each reward measures; {} where that was not recorded."""
+        return self._recorded("titles", {})
+
+    def is_placebo(self) -> bool:
+        """Whether it was started with --placebo."""
+        return self._recorded("placebo", False)
+
+    def _recorded(self, name: str, otherwise: Any) -> Any:
         try:
-            return self.run().get("titles", {})
+            return self.run().get(name, otherwise)
         except (OSError, ValueError):
-            return {}
+            return otherwise
 
     def trained(self) -> dict[str, Any]:
         """Its settings, once it has left its model; raises UserError before that."""

@@ -107,8 +107,8 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     Raises UserError for a mistake, in one line.
     """
     options, rest = _parser(description).parse_known_args(arguments)
-    if options.rehearse and (options.check or options.resume):
-        raise UserError("--rehearse: is a run of its own; leave --check and --resume out")
+    if options.rehearse and (options.check or options.resume or options.placebo):
+        raise UserError("--rehearse: is a run of its own; leave --check, --resume and --placebo out")
     if options.price and not options.rehearse:
         raise UserError("--price: goes with --rehearse")
     use(options.rewards_file)
@@ -116,6 +116,8 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expandvars(os.path.expanduser(given[section][key]))
+    if options.placebo and places["training.output_dir"]:  # not the command line's
+        given["training"]["output_dir"] = f"{Path(given['training']['output_dir'])}-placebo"
     given["prompts"] = Prompts(**given["prompts"])
     given["samples"] = Samples(**given["samples"])
     settings = Settings(**given, places=places, options=options)
@@ -309,6 +311,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
     parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: dollars an hour, for the run's cost")
+    parser.add_argument("--placebo", action="store_true", help="shuffle the rewards in each group: what chance does")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=packages)
     parser.error = _refuse

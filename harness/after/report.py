@@ -41,6 +41,7 @@ class Report(TrainerCallback, ExportableState):
         self.watch = watch
         self.folder = folder
         self.settings = plan.settings
+        self.placebo = plan.settings.options.placebo
         self.rewards = plan.rewards
         self.main = trainer.is_world_process_zero()
         self.held_out = len(plan.data.held_out)
@@ -128,7 +129,9 @@ class Report(TrainerCallback, ExportableState):
         """On the samples as they are; where nothing was learned with the likely reason."""
         found = verdict(self.samples(), {reward.logged: reward.weight for reward in self.rewards})
         learned = any(change.word == "learned" for change in found.changes)
-        if found.word in ("unchanged", "unclear") and not learned:
+        if self.placebo:
+            found.line = f"placebo: {found.line}"
+        elif found.word in ("unchanged", "unclear") and not learned:
             state = self.trainer.state
             moved = not self.watch.failure  # with answers it can only be that no weight has moved
             trained = [reward.logged for reward in self.rewards if reward.weight]
@@ -196,6 +199,8 @@ class Report(TrainerCallback, ExportableState):
         more = quote(f"{self.folder}-more")
         command = f"{start} {script} --config {settings}"
         command += f" --rewards_file {quote(str(self.folder.rewards_file))}"
+        if self.placebo:
+            command += " --placebo"
         return f"{command} --model.pretrained_model_name_or_path {model} --training.output_dir {more}"
 
 

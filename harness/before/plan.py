@@ -210,6 +210,8 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
     step = f"{completions / group:g} prompts x {group} = {completions} completions"
     if args.world_size > 1:
         step += f", {completions // args.world_size} in each of {args.world_size} processes"
+    if plan.settings.options.placebo:
+        step += ", placebo: rewards shuffled within each group"
     sampled = args.generation_batch_size
     sampling = f"temperature {args.temperature:g}"
     if args.top_p < 1:

@@ -83,6 +83,7 @@ def begin(plan: Plan, folder: RunFolder, resume: bool | str) -> Path | None:
         "rows": len(plan.data.train),
         "data_sha256": plan.data.sha256(),
         "processes": plan.args.world_size,
+        "placebo": plan.settings.options.placebo,
         "titles": {reward.logged: reward.title for reward in plan.rewards},  # for pictures
     }
     folder.record(plan.settings.as_yaml(), source(), run | versions())
@@ -91,8 +92,8 @@ def begin(plan: Plan, folder: RunFolder, resume: bool | str) -> Path | None:
 
 def _check_same_settings(settings: Settings, folder: RunFolder) -> None:
     """Refuse to go on with settings that change what is trained; raises UserError with old and new values."""
-    old = flat(folder.settings())
-    new = flat(settings.sections())
+    old = flat(folder.settings()) | {"--placebo": folder.is_placebo()}
+    new = flat(settings.sections()) | {"--placebo": settings.options.placebo}
     differ = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(MAY_DIFFER)]
     if not differ:
         return

@@ -3,7 +3,7 @@
 These private names of upstream's trainers are used here and nowhere else; tests/test_upstream.py fails where one moves:
     _get_per_token_logps_and_entropies   there is no public hook to leave out padding
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
-    _calculate_rewards, _metrics         the best of each group is logged, as TRL logs the mean
+    _calculate_rewards, _metrics         the best of each group is logged, as TRL logs the mean; placebos
     _logs                                the completions of a step, which an evaluation's would push out
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step, and
                                          logs and saves as often as its checkpoint says, not its arguments
@@ -15,6 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from shlex import quote
 
+import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
@@ -61,7 +62,10 @@ def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
 
 
 class Trainer(GRPOTrainer):
-    def __init__(self, rewards: list[Reward], args: GRPOConfig, **others):
+    """GRPOTrainer with our rewards; of a `placebo` they are shuffled within each group, so that they teach nothing."""
+
+    def __init__(self, rewards: list[Reward], args: GRPOConfig, placebo: bool = False, **others):
+        self.placebo = placebo
         # Not when `args` are made: only the data tell which rewards there are.
         args.reward_weights = [reward.weight for reward in rewards]
         if args.log_completions:
@@ -87,12 +91,31 @@ class Trainer(GRPOTrainer):
         group = self.num_generations if self.model.training else self.num_generations_eval
         best = totals.view(-1, group).amax(dim=1)
         self._metrics[mode]["reward_best_of_group"].append(best.mean().item())
+        if self.placebo and self.model.training:
+            self._own_scores = scores
+            return scores[self._shuffled(len(scores))]
         return scores
 
+    def _shuffled(self, count: int) -> np.ndarray:
+        """The rows of so many completions, in any order within each group; drawn anew for each call of a run.
+
+        Every process draws the same, and so does a run that is resumed.
+        """
+        group = self.num_generations
+        draw = np.random.default_rng([self.args.seed, self.state.global_step, self.state.num_input_tokens_seen])
+        rows = np.arange(count).reshape(-1, group)
+        return draw.permuted(rows, axis=1).ravel()
+
     def log(self, logs, start_time=None):
-        """An evaluation's completions do not take the place of the step's in TRL's files; without any there is none."""
+        """An evaluation's completions do not take the place of the step's in TRL's files; without any there is none.
+
+        A placebo's files have each completion's own scores, beside the advantage that it was trained with.
+        """
         asked = self.log_completions
         self.log_completions = asked and self.model.training and bool(self._logs["prompt"])
+        if self.log_completions and self.placebo:
+            for i, name in enumerate(self.reward_func_names):
+                self._logs["rewards"][name].extend(self._own_scores[:, i].tolist())  # the shuffled ones fall out
         super().log(logs, start_time)
         self.log_completions = asked
 

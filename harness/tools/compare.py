@@ -114,7 +114,8 @@ def verdict_of(folder: RunFolder, samples: list[dict]) -> str:
     """The verdict on a finished run, in a line, from its held-out samples."""
     asked = samples[0]["after"]["rewards"] if samples else {}  # a reward that lacked its column was left out
     weights = {name: weight for name, weight in folder.weights().items() if name in asked}
-    return verdict(samples, weights).line
+    line = verdict(samples, weights).line
+    return f"placebo: {line}" if folder.is_placebo() else line
 
 
 def settings_table(runs: list[Run]) -> Table:
