@@ -3,7 +3,7 @@
 python benchmarks/placebo.py outputs/placebos                     # the demo, seeds 1 to 10; 20 to 50 minutes
 python benchmarks/placebo.py outputs/placebos-real --seeds 3 --config recipes/cpu.yaml demo/real/config.yaml
 
-One run after another; a run that is done is not made again, so that the table can be printed from folders that are there.
+One run after another; a run that is done is not made again, so that the table can be printed from finished folders.
 """
 
 import argparse

@@ -6,7 +6,7 @@ kill:N                       SIGKILL when the second checkpoint has N files   na
 fill:MB                      at the second save, the disk fills up but for so much
 raise:N, children:N          at its Nth call a reward raises; has children, and Ctrl-C comes to all that are forked
 spread:PHASE                 SIGTERM to this process and to its launcher, as Slurm does
-weights:uncompiled           nothing is compiled; at the end each process's weights are in OUTPUT_DIR/RANK.pt
+weights:uncompiled           nothing is compiled; OUTPUT_DIR/RANK.pt has each process's weights and last advantages
 @RANK                        in this process of several only
 """
 
@@ -78,6 +78,7 @@ def fill(megabytes: int, trainer, *_) -> None:
 
 def keep_weights(trainer) -> None:
     weights = [weight.detach() for weight in trainer.model.parameters()]
+    weights.append(torch.tensor(trainer._logs["advantages"]))  # of the last completions of all processes
     torch.save(weights, Path(trainer.args.output_dir, f"{os.environ['RANK']}.pt"))
 
 

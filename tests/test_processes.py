@@ -198,7 +198,7 @@ def test_another_number_of_processes_is_refused_and_a_run_that_is_done_is_not_re
 
 
 def test_replicas_that_round_by_chance_stay_the_same_and_go_on_exactly(tiny, tmp_path):
-    low_bit = [*LOW_BIT.split(), "--training.max_steps", "5", "--training.save_steps", "3"]
+    low_bit = [*LOW_BIT.split(), "--placebo", "--training.max_steps", "5", "--training.save_steps", "3"]
     ended = []
     for more in ([], ["--resume"]):
         both_ended(two([*tiny, *low_bit, *more], tmp_path / f"ends{more}", "weights:uncompiled"), 0, 0)

@@ -46,7 +46,7 @@ def test_other_data_or_a_damaged_record_refuse_to_resume(interrupted, tmp_path):
 OFTEN = "--training.eval_on_start=true --training.eval_strategy=steps --training.eval_steps=3 --samples.held_out=4"
 REFERENCE = "--training.sync_ref_model=true --training.ref_model_sync_steps=1 --training.ref_model_mixup_alpha=0.5"
 EXACT = {
-    "in order, second epoch": "--training.shuffle_dataset=false --prompts.limit=12 --training.logging_steps=2",
+    "in order, 2nd epoch": "--placebo --training.shuffle_dataset=false --prompts.limit=12 --training.logging_steps=2",
     "a reference that follows": f"{REFERENCE} --training.beta=0.5 --training.per_device_eval_batch_size=4 {OFTEN}",
 }
 
@@ -165,6 +165,7 @@ def test_settings_that_change_the_training_or_are_damaged_refuse_to_resume(inter
         "--training.learning_rate=1e-3": "training.learning_rate 0.0006 -> 0.001",
         "--rewards.emoji_reward.max_emoji=2": "rewards.emoji_reward.max_emoji 4 -> 2",
         "--lora.r=4": "lora.r None -> 4",
+        "--placebo": "--placebo False -> True",
     }
     message = refused([*interrupted, "--resume", *changed])
     assert [words for words in changed.values() if words not in message] == []

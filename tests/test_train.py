@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from conftest import ROOT, refused
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +21,7 @@ from harness.during.trainer import Trainer
 from harness.reward import Reward
 from harness.run_folder import RunFolder
 from harness.tools.chat import its_rewards
+from harness.tools.read import read_file
 
 # What demo/config.yaml and conftest.py's arguments come to.
 SETTINGS = {"use_cpu": True, "bf16": False, "num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 4}
@@ -75,6 +76,28 @@ def test_lora_trains_an_adapter_that_finds_its_base_model_from_anywhere(tiny, tm
     rows = RunFolder(tmp_path / "run").samples()
     assert len(rows) == 3 + 64 and all(row["before"] and row["after"] for row in rows)
     assert 'model="."' in (tmp_path / "run/README.md").read_text()
+
+
+def test_a_placebo_learns_from_the_rewards_of_each_group_in_another_order(tiny, tmp_path, capsys):
+    named = tiny.index("--training.output_dir")
+    del tiny[named : named + 2]
+    (mine := tmp_path / "mine.yaml").write_text(f"training: {{output_dir: {tmp_path}/run/, log_completions: true}}")
+    train_grpo.main([*tiny, "--config", str(mine), "--placebo"])
+    run, said = RunFolder(tmp_path / "run-placebo"), capsys.readouterr().out
+    lines = said.splitlines()[-1], run.status()["verdict"]["line"], run.card.read_text().split("**")[1]
+    assert all(line.startswith("placebo: ") for line in lines) and "completions, placebo" in said
+    assert " --placebo --model" in said.split("go on: ")[1]
+    in_order = []
+    for file in sorted(run.path.glob("completions/*")):
+        rows = read_file(file, 4)
+        assert list(rows["emoji_reward"]) == rewards.emoji_reward(list(rows["completion"]))  # its own
+        totals = rows["emoji_reward"] + 2 * rows["length_reward"] + 4 * rows["answer_reward"]
+        for _, group in rows.assign(total=totals).groupby("group"):
+            advantages = (group["total"] - group["total"].mean()) / (group["total"].std() + 1e-4)
+            assert sorted(group["advantage"]) == pytest.approx(sorted(advantages), abs=1e-4)
+            in_order.append(list(group["advantage"]) == pytest.approx(list(advantages), abs=1e-4))
+    assert len(in_order) == 16 and sum(in_order) < 8  # four groups, written at each of four steps
+    assert "--placebo True -> False" in refused([*tiny, "--training.output_dir", str(run), "--resume"])
 
 
 def test_a_model_without_attention_passes_the_check(tiny, policy, tmp_path):
