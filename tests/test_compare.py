@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import ttest_1samp, ttest_ind
 
-from harness.after.verdict import interval
+from harness.after.verdict import Interval, interval
 from harness.tools import compare
 
 RANDOM = np.random.default_rng(0)
@@ -20,7 +21,9 @@ def terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, ask: int = 0, **sections) -> str:
+def a_run(
+    folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, ask: int = 0, gain=0, **sections
+) -> str:
     """A run with each reward's weight and its scores after training, of the questions from number `ask` on."""
     (path := Path(folder)).mkdir()
     settings = {"rewards": {name: {"weight": weight} for name, (weight, _) in rewards.items()}}
@@ -32,8 +35,11 @@ def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, 
     (path / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": logs}))
     with (path / "samples.jsonl").open("w") as file:
         for i, row in enumerate(zip(*(scores for _, scores in rewards.values()), strict=True)):
-            side = {"completion": "", "rewards": dict(zip(rewards, row, strict=True))}
-            sample = {"question": f"{ask + i}?", "held_out": True, "before": side, "after": side}
+            old = [score - gain if gain else score for score in row]
+            before, after = (
+                {"completion": "", "rewards": dict(zip(rewards, each, strict=True))} for each in (old, row)
+            )
+            sample = {"question": f"{ask + i}?", "held_out": True, "before": before, "after": after}
             file.write(json.dumps(sample) + "\n")
     return folder
 
@@ -70,10 +76,43 @@ def test_totals_only_of_the_same_weights_and_the_last_20_steps_where_there_are_a
     found = rows(capsys, first, short)
     assert ["steps", "the last 20 of 40", "all 10"] in found and ["think_format", "32.50", "7.50"] in found
     trained, level, difference = [cells[1:] for cells in found if cells[0] == compare.TOTAL]
-    assert trained == ["7.00", "7.00"] and level == [str(interval([3 * score for score in FLAT])).lstrip("+")] * 2
+    assert trained == ["7.00", "7.00"] and level == ["1.50 (0.78 to 2.22)"] * 2
     assert difference == [str(interval([0.0] * 16, [3 * score for score in FLAT]))]
     heavier = rows(capsys, first, a_run("d", rewards | {"soft_overlong": (3, FLAT)}))
     assert ["rewards.soft_overlong.weight", "1", "3"] in heavier and compare.TOTAL not in [row[0] for row in heavier]
+
+
+def test_no_interval_of_a_level_leaves_what_the_scores_allow(capsys):
+    few, right, emoji = [1.0] * 3 + [0.0] * 12, [1.0] * 64, [4.0] * 64
+    for scores, gain, shown in (  # Wilson's with 1.96 would be 0.070 to 0.45, 0.94 to 1, 3.77 to 4
+        (few, 0, "0.20 (0.062 to 0.49)"),
+        (right, 0, "1.00 (0.94 to 1.00)"),
+        (emoji, 4, "4.00 (3.77 to 4.00)"),
+        ([0.0] * 64, -4, "0.00 (0.00 to 0.23)"),  # it has been 4
+        ([-score for score in few], 0, "-0.20 (-0.49 to -0.062)"),
+        ([0.0] * 64, 0, "0.00 (0.00 to 0.00)"),
+        (few[:7], 0, "0.43 (too few for an interval)"),
+    ):
+        run = a_run(f"{shown}", {"r": (1, scores)}, gain=gain)
+        assert ["r", shown] in rows(capsys, run)
+
+
+def test_runs_that_differ_by_their_seed_alone_and_their_placebos(capsys):
+    gains, by_chance = [0.5, 0.6, 0.7], [0.0, 0.2]
+    runs = [a_run(f"s{i}", {"r": (1, FLAT)}, gain=gain, training={"seed": i}) for i, gain in enumerate(gains)]
+    placebos = [a_run(f"p{i}", {"r": (1, FLAT)}, gain=gain, training={"seed": i}) for i, gain in enumerate(by_chance)]
+    for placebo in placebos:
+        Path(placebo, "run.json").write_text('{"placebo": true}')
+    again = a_run("again", {"r": (1, FLAT)}, gain=0.7, training={"seed": 2})
+    other = a_run("other", {"r": (1, FLAT)}, gain=0.1, training={"seed": 7, "learning_rate": 1})
+    compare.main([*runs, *placebos, again, other])
+    lines = capsys.readouterr().out.replace("\n", " ")
+    seeds, welch = ttest_1samp(gains, 0).confidence_interval(), ttest_ind(gains, by_chance, equal_var=False)
+    assert f" 3 seeds: r {Interval(0.6, *seeds)} " in lines and " 2 placebos: r +0.10 (" in lines
+    assert f" more than 2 placebos: r {Interval(0.5, *welch.confidence_interval())} " in lines
+    assert rows(capsys, runs[0], placebos[0])[-1] == ["--placebo", "False", "True"]
+    compare.main([runs[2], a_run("alike", {"r": (1, FLAT)}, gain=0.7, training={"seed": 8})])
+    assert "2 seeds: r +0.70 (too few for an interval)" in capsys.readouterr().out
 
 
 def test_what_a_run_has_lost_is_left_out(capsys):

@@ -8,12 +8,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from pandas import DataFrame, Series
+import numpy as np
+from pandas import DataFrame, Series, concat
 from rich.console import Console
 from rich.table import Table
+from scipy.special import stdtrit
 
 from harness.after.curves import draw_curves, reward_names
-from harness.after.verdict import interval, verdict
+from harness.after.verdict import FEWEST, Interval, Verdict, interval, verdict
 from harness.errors import UserError
 from harness.keys import Prompts, Samples
 from harness.reward import short, total
@@ -22,6 +24,8 @@ from harness.settings import FILE_DEFAULTS
 
 LAST = 20  # steps of which a mean is taken
 TOTAL = "weighted total"  # stands among the rewards' names, and no function can have this one
+SEEDS = ("training.seed", "training.data_seed")
+PLACES = ("training.output_dir", "training.run_name")
 # A run's config.yaml has these although nobody has set them; that of an older version, or of another format, has not.
 DEFAULTS = flat(
     {
@@ -57,11 +61,11 @@ class Run:
                 begin = log["step"]
         return begin
 
-    def scores(self, name: str) -> Series:
-        """Of a reward, or the total, after training: by question, without those to which it does not apply."""
+    def scores(self, name: str, when: str = "after") -> Series:
+        """Of a reward, or the total: by question, without those to which it does not apply."""
         scores = {}
         for sample in self.samples:
-            rewards = sample["after"]["rewards"]
+            rewards = sample[when]["rewards"] if sample[when] else {}
             scores[sample["question"]] = total(rewards, self.weights) if name == TOTAL else rewards.get(name)
         return Series(scores, dtype=float).dropna()
 
@@ -96,7 +100,8 @@ def held_out_table(runs: list[Run], names: list[str]) -> Table:
     """The means of the held-out questions after training."""
     table = _table("Held-out questions after training, with 95% intervals", runs)
     for name in names:
-        table.add_row(short(name), *[_interval(run.scores(name)).lstrip("+") for run in runs])
+        seen = concat([run.scores(name, when) for run in runs for when in ("before", "after")])
+        table.add_row(short(name), *[_level(run.scores(name), seen) for run in runs])
     return table
 
 
@@ -112,24 +117,45 @@ def difference_table(first: Run, others: list[Run], names: list[str]) -> Table:
 
 def verdict_of(folder: RunFolder, samples: list[dict]) -> str:
     """The verdict on a finished run, in a line, from its held-out samples."""
-    asked = samples[0]["after"]["rewards"] if samples else {}  # a reward that lacked its column was left out
-    weights = {name: weight for name, weight in folder.weights().items() if name in asked}
-    line = verdict(samples, weights).line
+    line = _verdict(folder, samples).line
     return f"placebo: {line}" if folder.is_placebo() else line
+
+
+def lines_of_seeds(runs: list[Run]) -> list[str]:
+    """Of runs that differ by their seed alone: `3 seeds: emoji +3.71 (3.55 to 3.87), ...`, the changes over the runs.
+
+    Placebos have a line of their own, and one by how much more than they the runs with the same settings have changed.
+    """
+    sets: dict[tuple[str, bool], dict] = {}
+    for run in runs:
+        settings = _settings(run)
+        seeds = tuple(settings.pop(key, None) for key in SEEDS)
+        placebo = settings.pop("--placebo")
+        members = sets.setdefault((f"{sorted(settings.items())} {_code(run)}", placebo), {})
+        changes = _verdict(run.folder, run.samples).changes
+        members[seeds] = {change.name: change.change.mean for change in changes}  # the same run again counts once
+    frames = {key: DataFrame(list(members.values())) for key, members in sets.items() if len(members) > 1}
+    lines = []
+    for (settings, placebo), changes in frames.items():
+        kind = "placebos" if placebo else "seeds"
+        lines.append(f"{len(changes)} {kind}: {_over_runs(changes)}")
+        by_chance = frames.get((settings, True))
+        if by_chance is not None and not placebo:
+            lines.append(f"more than {len(by_chance)} placebos: {_over_runs(changes, by_chance)}")
+    return lines
 
 
 def settings_table(runs: list[Run]) -> Table:
     """The settings that are not the same in all runs, and rewards.py where it is not."""
     table = _table("What differs", runs)
-    settings = [flat(run.folder.settings()) for run in runs]
-    keys = set().union(*settings) - {"training.output_dir"}
+    settings = [_settings(run) for run in runs]
+    keys = set().union(*settings)
     for key in sorted(keys):
         values = [each.get(key, DEFAULTS.get(key)) for each in settings]
         cells = ["–" if value is None else str(value) for value in values]
         if len(set(cells)) > 1:
             table.add_row(key, *cells)
-    files = [run.folder.rewards_file for run in runs]
-    codes = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
+    codes = [_code(run) for run in runs]
     if len(set(codes)) > 1:
         cells = [difference(codes[0], code) if code else "not there" for code in codes]
         table.add_row("rewards.py", *cells)
@@ -158,6 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(difference_table(runs[0], runs[1:], names))
     for run in recorded:
         console.print(f"{run.folder}: {verdict_of(run.folder, run.samples)}")
+    for line in lines_of_seeds(recorded):
+        console.print(line)
     differing = settings_table(recorded)
     if differing.rows:
         console.print(differing)
@@ -215,11 +243,64 @@ def _questions(first: Run, other: Run) -> str:
 def _difference(first: Series, other: Series) -> str:
     """Of one reward, over the questions that both runs have."""
     pairs = DataFrame({"first": first, "other": other}).dropna()
-    return _interval(pairs["other"] - pairs["first"], pairs)
-
-
-def _interval(values: Series, scores: DataFrame | None = None) -> str:
-    """Their mean with its interval; `scores`: from which they were made, if they are differences."""
-    if values.empty:
+    if pairs.empty:
         return "–"
-    return str(interval(values, scores))
+    return str(interval(pairs["other"] - pairs["first"], pairs))
+
+
+def _level(scores: Series, seen: Series) -> str:
+    """The mean of the scores and its interval, which leaves neither 0 nor what was `seen` in any run.
+
+    Wilson's for a share, with as many questions as make a share vary as these scores do; benchmarks/verdict.py has how
+    often it holds the mean.
+    """
+    if scores.empty:
+        return "–"
+    count = len(scores)
+    mean = scores.mean()
+    low = min(0, seen.min())
+    high = max(0, seen.max())
+    spread = 1.0  # of the scores, as a part of what it is of a share; of equal scores that is not known
+    if np.ptp(scores) > 0:
+        spread = scores.var() / ((mean - low) * (high - mean))
+    # Its ends are the means that lie as many of their own standard errors away: a quadratic equation.
+    errors = spread * stdtrit(count - 1, 0.975) ** 2 / count
+    ends = np.roots([1 + errors, -2 * mean - errors * (low + high), mean**2 + errors * low * high])
+    if count < FEWEST:
+        ends = np.array([-np.inf, np.inf])
+    return str(Interval(mean, *sorted(ends.real.round(12)))).lstrip("+")
+
+
+def _verdict(folder: RunFolder, samples: list[dict]) -> Verdict:
+    asked = samples[0]["after"]["rewards"] if samples else {}  # a reward that lacked its column was left out
+    weights = {name: weight for name, weight in folder.weights().items() if name in asked}
+    return verdict(samples, weights)
+
+
+def _settings(run: Run) -> dict:
+    """By dotted key, without those that only say where it is."""
+    settings = flat(run.folder.settings()) | {"--placebo": run.folder.is_placebo()}
+    return {key: value for key, value in settings.items() if key not in PLACES}
+
+
+def _code(run: Run) -> str:
+    """Its rewards.py."""
+    file = run.folder.rewards_file
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def _over_runs(*groups: DataFrame) -> str:
+    """Of a group with a row a run the mean change of each reward, or by how much it is above a second group's.
+
+    The 95% interval is Student's over the runs; of two groups Welch's, as placebos need not vary as runs do.
+    """
+    mean = groups[0].mean()
+    for other in groups[1:]:
+        mean = mean - other.mean()
+    errors = [group.sem() ** 2 for group in groups]
+    error = sum(errors)
+    freedom = error**2 / sum(each**2 / (len(group) - 1) for each, group in zip(errors, groups, strict=True))
+    half = stdtrit(freedom, 0.975) * error**0.5
+    half = half.fillna(np.inf)  # of runs that are all alike it is not known how they vary
+    parts = [f"{name} {Interval(mean[name], mean[name] - half[name], mean[name] + half[name])}" for name in mean.index]
+    return ", ".join(parts)
