@@ -2,7 +2,8 @@
 
 False rise or fall: of a policy that a run has not changed, so that before and after are two samples of the same
 answers. False unchanged: of a canary that has lost a third of its right answers. In % of the simulated runs, by the
-number of held-out questions.
+number of held-out questions. Level: how often the interval of `compare`'s table of levels holds the mean of all
+answers, and how often Student's t does.
 """
 
 import argparse
@@ -11,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from pandas import Series
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from harness.after.verdict import interval, verdict  # noqa: E402
+from harness.after.verdict import Interval, interval, verdict  # noqa: E402
+from harness.tools.compare import level  # noqa: E402
 
 random = np.random.default_rng(1)
 QUESTIONS = (8, 16, 32, 64)
@@ -52,6 +55,19 @@ UNCHANGED = {
     "0 or 1, 85% right": right(0.85),
     "heavily tied (emoji)": emoji,
     "another policy, skewed, of the same mean": skewed,
+}
+
+
+LEVELS = {  # scores of n answers, and the highest that there is
+    **{
+        f"0 or 1, {share:.0%} right": (lambda n, share=share: random.binomial(1, share, n), 1)
+        for share in (0.5, 0.2, 0.95)
+    },
+    "all right": (np.ones, 1),
+    "length_reward": (lambda n: length(n)[0], 1),
+    "emoji, most answers none": (lambda n: emoji(n)[0], 4),
+    "emoji, 90% of the answers four": (lambda n: random.choice(5, n, p=[0, 0, 0.02, 0.08, 0.9]), 4),
+    "emoji, 95% four and 2% none": (lambda n: random.choice(5, n, p=[0.02, 0, 0, 0.03, 0.95]), 4),
 }
 
 
@@ -97,6 +113,20 @@ def main() -> None:
 
         row(f"false unchanged: {share:.0%} right, a third of them lost", lambda n, kept=kept: kept(n, 1 / 3))
         row(f"rightly unchanged: {share:.0%} right, none lost", lambda n, kept=kept: kept(n, 0))
+    for name, (drawn, most) in LEVELS.items():
+        mean = drawn(10**6).mean()
+
+        def holds(found: Interval, mean: float = mean) -> bool:
+            return found.low - 1e-9 <= mean <= found.high + 1e-9
+
+        def by_t(n: int, drawn: Callable = drawn, holds: Callable = holds) -> bool:
+            return holds(interval(drawn(n)))
+
+        def by_level(n: int, drawn: Callable = drawn, most: int = most, holds: Callable = holds) -> bool:
+            return holds(level(Series(drawn(n)), 0, most))
+
+        row(f"level: {name}", by_level)
+        row("the same by Student's t", by_t)
 
 
 if __name__ == "__main__":

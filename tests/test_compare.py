@@ -83,6 +83,7 @@ def test_totals_only_of_the_same_weights_and_the_last_20_steps_where_there_are_a
 
 
 def test_no_interval_of_a_level_leaves_what_the_scores_allow(capsys):
+    other = a_run("other", {"q": (1, FLAT)})
     few, right, emoji = [1.0] * 3 + [0.0] * 12, [1.0] * 64, [4.0] * 64
     for scores, gain, shown in (  # Wilson's with 1.96 would be 0.070 to 0.45, 0.94 to 1, 3.77 to 4
         (few, 0, "0.20 (0.062 to 0.49)"),
@@ -93,8 +94,7 @@ def test_no_interval_of_a_level_leaves_what_the_scores_allow(capsys):
         ([0.0] * 64, 0, "0.00 (0.00 to 0.00)"),
         (few[:7], 0, "0.43 (too few for an interval)"),
     ):
-        run = a_run(f"{shown}", {"r": (1, scores)}, gain=gain)
-        assert ["r", shown] in rows(capsys, run)
+        assert ["r", shown, "–"] in rows(capsys, a_run(shown, {"r": (1, scores)}, gain=gain), other)
 
 
 def test_runs_that_differ_by_their_seed_alone_and_their_placebos(capsys):
@@ -108,11 +108,11 @@ def test_runs_that_differ_by_their_seed_alone_and_their_placebos(capsys):
     compare.main([*runs, *placebos, again, other])
     lines = capsys.readouterr().out.replace("\n", " ")
     seeds, welch = ttest_1samp(gains, 0).confidence_interval(), ttest_ind(gains, by_chance, equal_var=False)
-    assert f" 3 seeds: r {Interval(0.6, *seeds)} " in lines and " 2 placebos: r +0.10 (" in lines
+    assert f" 3 seeds (s0, ...): r {Interval(0.6, *seeds)} " in lines and " 2 placebos (p0, ...): r +0.10 (" in lines
     assert f" more than 2 placebos: r {Interval(0.5, *welch.confidence_interval())} " in lines
     assert rows(capsys, runs[0], placebos[0])[-1] == ["--placebo", "False", "True"]
     compare.main([runs[2], a_run("alike", {"r": (1, FLAT)}, gain=0.7, training={"seed": 8})])
-    assert "2 seeds: r +0.70 (too few for an interval)" in capsys.readouterr().out
+    assert "2 seeds (s2, ...): r +0.70 (too few for an interval)" in capsys.readouterr().out
 
 
 def test_what_a_run_has_lost_is_left_out(capsys):

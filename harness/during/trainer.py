@@ -62,8 +62,6 @@ def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
 
 
 class Trainer(GRPOTrainer):
-    """GRPOTrainer with our rewards; of a `placebo` they are shuffled within each group, so that they teach nothing."""
-
     def __init__(self, rewards: list[Reward], args: GRPOConfig, placebo: bool = False, **others):
         self.placebo = placebo
         # Not when `args` are made: only the data tell which rewards there are.
@@ -83,7 +81,10 @@ class Trainer(GRPOTrainer):
                 reward.model = function
 
     def _calculate_rewards(self, *args, **kwargs):
-        """(completions, rewards), of all processes. Also logs the mean of what the best of each group scores."""
+        """(completions, rewards), of all processes; of a placebo each group's in another order, which teaches nothing.
+
+        Also logs the mean of what the best of each group scores.
+        """
         scores = super()._calculate_rewards(*args, **kwargs)
         weights = self.reward_weights.to(scores.device)
         totals = (scores * weights).nansum(dim=1)
@@ -93,18 +94,11 @@ class Trainer(GRPOTrainer):
         self._metrics[mode]["reward_best_of_group"].append(best.mean().item())
         if self.placebo and self.model.training:
             self._own_scores = scores
-            return scores[self._shuffled(len(scores))]
+            # Anew for each call; the same in every process, and in a run that is resumed.
+            drawn = np.random.default_rng([self.args.seed, self.state.global_step, self.state.num_input_tokens_seen])
+            rows = np.arange(len(scores)).reshape(-1, group)
+            scores = scores[drawn.permuted(rows, axis=1).ravel()]
         return scores
-
-    def _shuffled(self, count: int) -> np.ndarray:
-        """The rows of so many completions, in any order within each group; drawn anew for each call of a run.
-
-        Every process draws the same, and so does a run that is resumed.
-        """
-        group = self.num_generations
-        draw = np.random.default_rng([self.args.seed, self.state.global_step, self.state.num_input_tokens_seen])
-        rows = np.arange(count).reshape(-1, group)
-        return draw.permuted(rows, axis=1).ravel()
 
     def log(self, logs, start_time=None):
         """An evaluation's completions do not take the place of the step's in TRL's files; without any there is none.

@@ -101,7 +101,13 @@ def held_out_table(runs: list[Run], names: list[str]) -> Table:
     table = _table("Held-out questions after training, with 95% intervals", runs)
     for name in names:
         seen = concat([run.scores(name, when) for run in runs for when in ("before", "after")])
-        table.add_row(short(name), *[_level(run.scores(name), seen) for run in runs])
+        low = min(0, seen.min())
+        high = max(0, seen.max())
+        cells = []
+        for run in runs:
+            scores = run.scores(name)
+            cells.append("–" if scores.empty else str(level(scores, low, high)).lstrip("+"))
+        table.add_row(short(name), *cells)
     return table
 
 
@@ -122,25 +128,28 @@ def verdict_of(folder: RunFolder, samples: list[dict]) -> str:
 
 
 def lines_of_seeds(runs: list[Run]) -> list[str]:
-    """Of runs that differ by their seed alone: `3 seeds: emoji +3.71 (3.55 to 3.87), ...`, the changes over the runs.
+    """Of runs that differ by their seed alone: `3 seeds (outputs/a, ...): emoji +3.71 (3.55 to 3.87), ...`.
 
-    Placebos have a line of their own, and one by how much more than they the runs with the same settings have changed.
+    These are the changes over the runs. Placebos have a line of their own, and one by how much more than they the runs
+    with the same settings have changed.
     """
-    sets: dict[tuple[str, bool], dict] = {}
+    sets: dict[tuple[str, bool], dict[str, Series]] = {}
     for run in runs:
         settings = _settings(run)
-        seeds = tuple(settings.pop(key, None) for key in SEEDS)
+        seeds = [settings.pop(key, None) for key in SEEDS]
         placebo = settings.pop("--placebo")
-        members = sets.setdefault((f"{sorted(settings.items())} {_code(run)}", placebo), {})
-        changes = _verdict(run.folder, run.samples).changes
-        members[seeds] = {change.name: change.change.mean for change in changes}  # the same run again counts once
-    frames = {key: DataFrame(list(members.values())) for key, members in sets.items() if len(members) > 1}
+        means = {change.name: change.change.mean for change in _verdict(run.folder, run.samples).changes}
+        alike = sets.setdefault((f"{sorted(settings.items())} {_code(run)}", placebo), {})
+        alike[str(seeds)] = Series(means, name=str(run.folder))  # the same run again counts once
+    frames = {key: DataFrame(list(alike.values())) for key, alike in sets.items()}
     lines = []
     for (settings, placebo), changes in frames.items():
+        if len(changes) < 2:
+            continue
         kind = "placebos" if placebo else "seeds"
-        lines.append(f"{len(changes)} {kind}: {_over_runs(changes)}")
-        by_chance = frames.get((settings, True))
-        if by_chance is not None and not placebo:
+        lines.append(f"{len(changes)} {kind} ({changes.index[0]}, ...): {_over_runs(changes)}")
+        by_chance = frames.get((settings, True), ())
+        if len(by_chance) > 1 and not placebo:
             lines.append(f"more than {len(by_chance)} placebos: {_over_runs(changes, by_chance)}")
     return lines
 
@@ -192,6 +201,25 @@ def main(arguments: list[str] | None = None) -> None:
     if png:
         draw_curves(logs, runs[0].folder.titles(), png, totals=TOTAL in names)
         print(f"curves: {png}")
+
+
+def level(scores: Series, low: float, high: float) -> Interval:
+    """The mean of scores from `low` to `high`, and its 95% interval, which stays between them.
+
+    Wilson's for a share, with as many questions as make a share vary as these scores do; benchmarks/verdict.py has how
+    often it holds the mean.
+    """
+    count = len(scores)
+    mean = scores.mean()
+    if count < FEWEST:
+        return Interval(mean, -np.inf, np.inf)
+    spread = 1.0  # of the scores, as a part of what it is of a share; of equal scores that is not known
+    if np.ptp(scores) > 0:
+        spread = scores.var() / ((mean - low) * (high - mean))
+    # Its ends are the means that lie as many of their own standard errors away: a quadratic equation.
+    errors = spread * stdtrit(count - 1, 0.975) ** 2 / count
+    ends = np.roots([1 + errors, -2 * mean - errors * (low + high), mean**2 + errors * low * high])
+    return Interval(mean, *sorted(ends.real.round(12)))
 
 
 # ---- tables, and what stands in their cells
@@ -246,29 +274,6 @@ def _difference(first: Series, other: Series) -> str:
     if pairs.empty:
         return "–"
     return str(interval(pairs["other"] - pairs["first"], pairs))
-
-
-def _level(scores: Series, seen: Series) -> str:
-    """The mean of the scores and its interval, which leaves neither 0 nor what was `seen` in any run.
-
-    Wilson's for a share, with as many questions as make a share vary as these scores do; benchmarks/verdict.py has how
-    often it holds the mean.
-    """
-    if scores.empty:
-        return "–"
-    count = len(scores)
-    mean = scores.mean()
-    low = min(0, seen.min())
-    high = max(0, seen.max())
-    spread = 1.0  # of the scores, as a part of what it is of a share; of equal scores that is not known
-    if np.ptp(scores) > 0:
-        spread = scores.var() / ((mean - low) * (high - mean))
-    # Its ends are the means that lie as many of their own standard errors away: a quadratic equation.
-    errors = spread * stdtrit(count - 1, 0.975) ** 2 / count
-    ends = np.roots([1 + errors, -2 * mean - errors * (low + high), mean**2 + errors * low * high])
-    if count < FEWEST:
-        ends = np.array([-np.inf, np.inf])
-    return str(Interval(mean, *sorted(ends.real.round(12)))).lstrip("+")
 
 
 def _verdict(folder: RunFolder, samples: list[dict]) -> Verdict:
