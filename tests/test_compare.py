@@ -105,7 +105,9 @@ def test_runs_that_differ_by_their_seed_alone_and_their_placebos(capsys):
         Path(placebo, "run.json").write_text('{"placebo": true}')
     again = a_run("again", {"r": (1, FLAT)}, gain=0.7, training={"seed": 2})
     other = a_run("other", {"r": (1, FLAT)}, gain=0.1, training={"seed": 7, "learning_rate": 1})
-    compare.main([*runs, *placebos, again, other])
+    edited = a_run("edited", {"r": (1, FLAT)}, gain=0.1, training={"seed": 8})
+    Path(edited, "rewards.py").write_text("other rewards")
+    compare.main([*runs, *placebos, again, other, edited])
     lines = capsys.readouterr().out.replace("\n", " ")
     seeds, welch = ttest_1samp(gains, 0).confidence_interval(), ttest_ind(gains, by_chance, equal_var=False)
     assert f" 3 seeds (s0, ...): r {Interval(0.6, *seeds)} " in lines and " 2 placebos (p0, ...): r +0.10 (" in lines
