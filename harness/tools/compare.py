@@ -5,6 +5,7 @@ python -m harness compare outputs/a outputs/b -o comparison.png       # and a pi
 """
 
 import argparse
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,18 +295,19 @@ def _code(run: Run) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
-def _over_runs(*groups: DataFrame) -> str:
-    """Of a group with a row a run the mean change of each reward, or by how much it is above a second group's.
+def _over_runs(changes: DataFrame, by_chance: DataFrame | None = None) -> str:
+    """Each reward's mean change, of a row a run, and its 95% interval over the runs by Student's t.
 
-    The 95% interval is Student's over the runs; of two groups Welch's, as placebos need not vary as runs do.
+    Given placebos, the difference to these by Welch's t, as they need not vary as the runs do.
     """
-    mean = groups[0].mean()
-    for other in groups[1:]:
-        mean = mean - other.mean()
-    errors = [group.sem() ** 2 for group in groups]
-    error = sum(errors)
-    freedom = error**2 / sum(each**2 / (len(group) - 1) for each, group in zip(errors, groups, strict=True))
-    half = stdtrit(freedom, 0.975) * error**0.5
-    half = half.fillna(np.inf)  # of runs that are all alike it is not known how they vary
-    parts = [f"{name} {Interval(mean[name], mean[name] - half[name], mean[name] + half[name])}" for name in mean.index]
+    from scipy.stats import ttest_1samp, ttest_ind  # half a second
+
+    with warnings.catch_warnings(action="ignore"):  # where all runs are alike
+        test = ttest_1samp(changes, 0) if by_chance is None else ttest_ind(changes, by_chance, equal_var=False)
+    parts = []
+    for name, low, high in zip(changes, *test.confidence_interval(), strict=True):
+        mean = (low + high) / 2
+        if np.isclose(low, high):  # then it is not known how much they vary
+            low = -np.inf
+        parts.append(f"{name} {Interval(mean, low, high)}")
     return ", ".join(parts)
