@@ -72,17 +72,17 @@ class RunFolder:
 
     def titles(self) -> dict[str, str]:
         """What each reward measures; {} where that was not recorded."""
-        return self._recorded("titles", {})
+        return self._recorded("titles") or {}
 
     def is_placebo(self) -> bool:
         """Whether it was started with --placebo."""
-        return self._recorded("placebo", False)
+        return bool(self._recorded("placebo"))
 
-    def _recorded(self, name: str, otherwise: Any) -> Any:
+    def _recorded(self, name: str) -> Any:
         try:
-            return self.run().get(name, otherwise)
+            return self.run().get(name)
         except (OSError, ValueError):
-            return otherwise
+            return None
 
     def trained(self) -> dict[str, Any]:
         """Its settings, once it has left its model; raises UserError before that."""

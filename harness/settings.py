@@ -117,7 +117,7 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expandvars(os.path.expanduser(given[section][key]))
     if options.placebo and places["training.output_dir"]:  # not the command line's
-        given["training"]["output_dir"] = f"{Path(given['training']['output_dir'])}-placebo"
+        given["training"]["output_dir"] = given["training"]["output_dir"].rstrip("/") + "-placebo"
     given["prompts"] = Prompts(**given["prompts"])
     given["samples"] = Samples(**given["samples"])
     settings = Settings(**given, places=places, options=options)

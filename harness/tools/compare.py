@@ -25,8 +25,8 @@ from harness.settings import FILE_DEFAULTS
 
 LAST = 20  # steps of which a mean is taken
 TOTAL = "weighted total"  # stands among the rewards' names, and no function can have this one
+CODE = "rewards.py"
 SEEDS = ("training.seed", "training.data_seed")
-PLACES = ("training.output_dir", "training.run_name")
 # A run's config.yaml has these although nobody has set them; that of an older version, or of another format, has not.
 DEFAULTS = flat(
     {
@@ -139,8 +139,9 @@ def lines_of_seeds(runs: list[Run]) -> list[str]:
         settings = _settings(run)
         seeds = [settings.pop(key, None) for key in SEEDS]
         placebo = settings.pop("--placebo")
+        settings.pop("training.run_name", None)
         means = {change.name: change.change.mean for change in _verdict(run.folder, run.samples).changes}
-        alike = sets.setdefault((f"{sorted(settings.items())} {_code(run)}", placebo), {})
+        alike = sets.setdefault((str(sorted(settings.items())), placebo), {})
         alike[str(seeds)] = Series(means, name=str(run.folder))  # the same run again counts once
     frames = {key: DataFrame(list(alike.values())) for key, alike in sets.items()}
     lines = []
@@ -159,16 +160,14 @@ def settings_table(runs: list[Run]) -> Table:
     """The settings that are not the same in all runs, and rewards.py where it is not."""
     table = _table("What differs", runs)
     settings = [_settings(run) for run in runs]
-    keys = set().union(*settings)
-    for key in sorted(keys):
+    for key in sorted(set().union(*settings)):
         values = [each.get(key, DEFAULTS.get(key)) for each in settings]
         cells = ["–" if value is None else str(value) for value in values]
-        if len(set(cells)) > 1:
-            table.add_row(key, *cells)
-    codes = [_code(run) for run in runs]
-    if len(set(codes)) > 1:
-        cells = [difference(codes[0], code) if code else "not there" for code in codes]
-        table.add_row("rewards.py", *cells)
+        if len(set(cells)) == 1:
+            continue
+        if key == CODE:
+            cells = [difference(cells[0], cell) for cell in cells]
+        table.add_row(key, *cells)
     return table
 
 
@@ -284,15 +283,12 @@ def _verdict(folder: RunFolder, samples: list[dict]) -> Verdict:
 
 
 def _settings(run: Run) -> dict:
-    """By dotted key, without those that only say where it is."""
-    settings = flat(run.folder.settings()) | {"--placebo": run.folder.is_placebo()}
-    return {key: value for key, value in settings.items() if key not in PLACES}
-
-
-def _code(run: Run) -> str:
-    """Its rewards.py."""
+    """By dotted key, without its folder; as if they were such, whether it is a placebo and its rewards.py."""
     file = run.folder.rewards_file
-    return file.read_text(encoding="utf-8") if file.exists() else ""
+    code = file.read_text(encoding="utf-8") if file.exists() else "not there"
+    settings = flat(run.folder.settings()) | {"--placebo": run.folder.is_placebo(), CODE: code}
+    settings.pop("training.output_dir", None)
+    return settings
 
 
 def _over_runs(changes: DataFrame, by_chance: DataFrame | None = None) -> str:
