@@ -38,8 +38,8 @@ class Plan:
     are trained on for `steps_per_call` optimizer steps. Of one step, in all processes: `completions_a_step` are trained
     on, and `questions_a_step` are asked, which are fewer where num_iterations trains on the same ones again.
     `memory`, `disk`: estimated bytes on each GPU, by part, and of what the run leaves; `uncounted`: see Footprint.
-    `doubts`: what may go wrong with it; of these `too_slow`: why it will probably learn nothing. `cheats`: which rewards
-    pay for what.
+    `doubts`: what may go wrong with it; of these `too_slow`: why it will probably learn nothing. `cheats`: what of the
+    rewards can be gamed.
     """
 
     settings: Settings
