@@ -31,7 +31,7 @@ mine = REWARDS.with_suffix(f".{os.getpid()}")
 mine.write_bytes(committed or (ROOT / "rewards.py").read_bytes())
 mine.replace(REWARDS)
 rewards_file.DEFAULT = REWARDS
-rewards_file.use(None)
+rewards_file.use(REWARDS)
 rewards_file.rewards_py()  # `import rewards` finds it now
 
 draw_curves, report.draw_curves = report.draw_curves, lambda *_: None  # over half of a tiny run's time

@@ -7,50 +7,50 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from conftest import REWARDS, ROOT, weights
+from conftest import REWARDS, ROOT
 
-import train_grpo
-from harness.errors import RewardError, RunError, UserError
+from harness.errors import RewardError, UserError
 from harness.reward import load_rewards
 from harness.rewards_file import rewards_py, use
-from harness.run_folder import RunFolder
-
-NONE = 10**9  # more than it is asked
 
 
 class Judge(ThreadingHTTPServer):
-    """Grades by the length of what it is asked; hangs up while `down`; answers the first `fails` by `status`."""
+    """Grades by the length of what it is asked; the first `fails` by `status`, or hung up on where that is 0."""
 
     request_queue_size = 128
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
         self.url, self.waits_for = f"http://127.0.0.1:{self.server_port}", threading.Barrier(1)
-        self.asked, self.fails, self.status, self.down, self.dies_after = 0, 0, 503, False, NONE
+        self.asked, self.fails, self.status = 0, 0, 503
         self.at_once, self.most, self.lock = 0, 0, threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def end(self):
+        self.shutdown()
+        self.server_close()
+        return self
 
     def handle_error(self, *_): ...  # a client that is hung up on is no news
 
 
 class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
-        judge, asked = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = asked["messages"][0]["content"]
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        judge, question = self.server, asked["messages"][0]["content"]
         with judge.lock:
             judge.asked += 1
-            judge.down |= judge.asked > judge.dies_after
             judge.at_once += 1
             judge.most = max(judge.most, judge.at_once)
         judge.waits_for.wait()
         with judge.lock:
             judge.at_once -= 1
-        if judge.down:
+        status = judge.status if judge.asked <= judge.fails else 200
+        if not status:
             return self.connection.close()
         told = "no idea" if "none" in question else f"Grade: {len(question) % 11}"
         body = json.dumps({"choices": [{"message": {"role": "assistant", "content": told}}]}).encode()
-        self.send_response(judge.status if judge.asked <= judge.fails else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
 
@@ -66,8 +66,7 @@ def judge(tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_py(), "asyncio", at_once)
     server = Judge()
     yield server
-    server.shutdown()
-    server.server_close()
+    server.end()
 
 
 def graded(url, texts: list[str], **settings) -> list[float | None]:
@@ -82,35 +81,18 @@ def test_64_are_asked_about_16_at_once_and_asked_again_where_the_server_fails(ju
     assert len(set(whole)) == 1 and 0 <= whole[0] <= 1 and (judge.asked, judge.most) == (64, 16)
     judge.waits_for = threading.Barrier(1)
     assert graded(judge.url, ["ab", "abc", "none"]) == [whole[0], (whole[0] + 0.1) % 1.1, None]
-    for judge.status in (503, 429):
+    for judge.status in (503, 429, 0):
         judge.asked, judge.fails = 0, 3
         assert graded(judge.url, ["ab"]) == whole[:1] and judge.asked == 4
 
 
 def test_a_judge_that_is_gone_too_slow_or_refuses_ends_with_its_address_and_what_to_do(judge):
-    gone = Judge()
-    gone.shutdown()
-    gone.server_close()
-    judge.fails, judge.status = NONE, 404
-    rows = [(gone.url, 60, "nothing answers.*start the judge.*--resume"), (judge.url, 60, "404")]
-    for url, seconds, words in rows:
+    gone = Judge().end()
+    judge.fails, judge.status = 99, 404
+    for url, words in ((gone.url, "nothing answers.*start the judge.*--resume"), (judge.url, "404")):
         with pytest.raises(RewardError, match=rf"rewards.py:\d+: .*RuntimeError: {url}: {words}"):
-            graded(url, ["ab"], seconds=seconds)
+            graded(url, ["ab"])
     judge.fails, judge.asked, judge.waits_for = 0, 0, threading.Barrier(64)
     with pytest.raises(RewardError, match=f"{judge.url}: ReadTimeout"):
         graded(judge.url, ["ab"], seconds=0.2)
     assert judge.asked == 4
-
-
-def test_a_run_whose_judge_goes_is_resumed_exactly_from_its_newest_checkpoint(judge, tiny, tmp_path):
-    arguments = [*tiny, "--rewards_file", str(tmp_path / "rewards.py"), "--rewards.judge_reward.weight", "1"]
-    arguments += ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
-    arguments += ["--rewards.judge_reward.server", judge.url]
-    judge.dies_after = 2 + 64 + 16 + 8  # the check, the samples, one generation batch, half of the second
-    with pytest.raises(RunError, match=f"judge_reward: raised .*{judge.url}.*--resume"):
-        train_grpo.main(arguments)
-    assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-4"
-    judge.dies_after, judge.down = NONE, False
-    train_grpo.main([*arguments, "--resume"])
-    train_grpo.main([*arguments, "--training.output_dir", str(tmp_path / "whole")])
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")

@@ -94,7 +94,7 @@ def test_no_lora_run_is_named_and_no_run_goes_into_its_own_models_folder(runs, p
     with pytest.raises(UserError, match="no run"):
         merge.main([str(tmp_path)])
     full = shutil.copytree(policy, tmp_path / "run")  # a whole model, where a LoRA run has its adapter
-    with pytest.raises(UserError, match="is the folder of the model itself"):
+    with pytest.raises(UserError, match="is not empty"):
         train_grpo.main([*tiny_arguments(f"{full}/", tmp_path), "--check"])
     for name in ("config.yaml", "trainer_state.json"):
         shutil.copy(runs["float32"] / name, full)

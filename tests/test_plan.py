@@ -167,12 +167,12 @@ BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "b
 SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
 DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
 DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", " 512 generated"]
-DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
+DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)", "nothing found"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["lost everything", "round back", "roughly"]),
-    (["--training.save_strategy", "no"], ["warning: save_strategy"], []),
+    (["--training.save_strategy", "no"], ["warning: save_strategy", "warnings above: 1; "], ["nothing found"]),
     (["--model.attn_implementation", "flash_attention_2"], ["sdpa", "not flash_attention_2: "], []),
     (SMALL, ["round back"], []),
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),

@@ -51,6 +51,16 @@ def test_a_folder_is_tried_as_a_run_takes_it_and_nothing_is_left(tmp_path, monke
         assert folder.status()["status"] == "running"
 
 
+def test_a_run_begins_in_no_folder_that_holds_a_run_or_what_no_run_has_made(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    rows = [("nohup.out", None), ("logs/1", None), ("notes.txt", "notes.txt"), ("_lock_holder", None)]
+    for name, word in [*rows, ("checkpoint-2/x", "--resume")]:  # the holder is in the folder of any run that has begun
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).touch()
+        found = folder.why_taken()
+        assert found is None if word is None else word in found, name
+
+
 def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):
     folder = RunFolder(tmp_path)
     for text, word in ((None, "config.yaml"), ("", "damaged"), ("a: [", "damaged"), ("rewards: 3", "damaged")):

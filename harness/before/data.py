@@ -194,8 +194,6 @@ def _without_taken_names(rows: Dataset, column: str) -> Dataset:
         if name in RESERVED and name != column:
             print(f"note: the column {name} is left out of the data, as this name is taken")
             rows = rows.remove_columns(name)
-        elif all(value is None for value in rows[name]):
-            print(f"note: the column {name} is empty in all rows")
     return rows
 
 
