@@ -16,8 +16,8 @@ class Progress(ProgressCallback):
         if self.training_bar is None:  # of several processes the first has it
             return
         if state.global_step:
-            self.training_bar.write(f"resumed from checkpoint-{state.global_step}, of {state.max_steps} steps")
             self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
+            self.training_bar.write(f"resumed from checkpoint-{state.global_step}, of {state.max_steps} steps")
         kl = "no KL, as beta is 0"
         if args.beta:
             kl = "KL: how far the policy is from the untrained one; it may rise slowly"
