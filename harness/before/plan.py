@@ -136,7 +136,7 @@ def doubts(plan: Plan) -> list[str]:
         found.append(f"samples.held_out: {held_out} questions, so {interval} (32 rows hold out 8, 256 rows 64)")
     for reward in plan.rewards:
         for column in reward.columns:
-            empty = sum(value in (None, "", []) for value in plan.data.train[column])
+            empty = sum(value in (None, "", []) for value in plan.data.train[column][:])
             if empty:
                 found.append(f"{column}, which {reward.name} asks for, is empty in {empty:,} rows")
     if args.save_strategy == "no":
