@@ -33,29 +33,16 @@ def warnings(logs: list[dict], questions: int = 40, resumed: int = 0) -> dict[st
     return came
 
 
-BEGAN = {"reward": 4.0, "reward_std": 0.5, "kl": 0.0, "entropy": 1.0, "completions/clipped_ratio": 0.0}
+BEGAN = {"reward": 4.0}
 for name in ("emoji", "length", "answer"):
-    BEGAN |= {f"rewards/{name}/mean": 0.8, f"rewards/{name}/std": 0.4, f"rewards/{name}/flat_groups": 0.1}
-CUT, TOTAL, ANSWER, KL = {"completions/clipped_ratio": 0.8}, {"reward": 3.5}, {"rewards/answer/mean": 0.5}, {"kl": 2.1}
-FLAT = {f"rewards/{name}/flat_groups": 1.0 for name in ("emoji", "length")}
+    BEGAN |= {f"rewards/{name}/mean": 0.8, f"rewards/{name}/std": 0.4}
+ANSWER = {"rewards/answer/mean": 0.5}
 HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at which log}
-    (40, [({}, 3), (CUT, 1)], {"cut": 4}),
-    (2, [({}, 3), (CUT, 7)], {}),  # 14 questions
-    (40, [(CUT | {"completions/clipped_ratio": 0.6}, 6)], {}),  # over a half, but by less than may be chance
-    (40, [(CUT | {"completions/clipped_ratio": 0.6}, 8)], {"cut": 7}),
-    (40, [({}, 1), (FLAT, 1)], {"groups": 2}),
-    (40, [({}, 1), (FLAT | {"rewards/length/flat_groups": 0.4}, 9)], {}),  # one of them still teaches
-    (40, [({}, 1), (TOTAL, 2)], {"reward": 3}),
-    (40, [({}, 1), (TOTAL | {"reward": 3.7}, 20)], {}),  # less than a tenth
     (40, [({}, 1), (ANSWER, 1), (ANSWER | {"rewards/answer/mean": 0.2}, 2)], {"rewards/answer": 4}),
     (40, [({}, 8), (ANSWER, 9)], {"rewards/answer": 14}),  # a smaller fall takes more questions
     (40, [({}, 8), (ANSWER | {"rewards/answer/applies": 0.02}, 20)], {}),  # 16 questions
-    (40, [({"kl": 3.0}, 1)], {}),  # an unlikely token
-    (40, [({"kl": 1.2}, 1), ({"kl": 3.0}, 1)], {"kl": 2}),
-    (8, [({}, 4), (KL, 3), ({}, 9)], {}),  # the demo's
-    (2, [({}, 1), ({"kl": 12.0}, 2)] * 5, {}),  # an unlikely token
-    (40, [({}, 2), ({"entropy": 0.0}, 3)], {"entropy": 4}),
-    (40, [({}, 2), ({"entropy": 0.11}, 9)], {}),
+    (2, [({}, 3), (ANSWER | {"rewards/answer/mean": 0.0}, 7)], {}),  # 14 questions
+    (40, [({}, 4), ({"rewards/emoji/mean": 0.0}, 20)], {}),  # no canary: what is trained on is in the verdict
 ]
 
 
@@ -67,35 +54,25 @@ def test_what_looks_wrong_in_the_logs():
     assert warnings(logs) == warnings(logs, resumed=4) == {"rewards/answer": 6}  # it compares with where it began
 
 
-def simulated(rng: np.random.Generator, questions: int, logs: int, answer: float, rising: float) -> list[dict]:
-    """Logs of questions of which the policy knows each or not; 8 completions each, and KL with heavy tails.
+def simulated(rng: np.random.Generator, questions: int, logs: int, answer: float) -> list[dict]:
+    """Logs of questions of which the policy knows each or not; 8 completions each.
 
-    answer: the share of questions that it knows from half-way on; at first 0.8. rising: emoji gained until then.
+    answer: the share of questions that it knows from half-way on; at first 0.8.
     """
     made = []
     for i in range(logs):
-        grown = min(1, 2 * i / logs)
-        knows = rng.random((questions, 1)) < 0.8 + (answer - 0.8) * grown
+        knows = rng.random((questions, 1)) < 0.8 + (answer - 0.8) * min(1, 2 * i / logs)
         right = rng.random((questions, 8)) < np.where(knows, 0.95, 0.05)
-        emoji = np.minimum(rng.poisson(0.5 + rising * grown, (questions, 8)), 4)
-        length = np.exp(-0.15 * np.abs(rng.normal(25, 10, (questions, 1)) + rng.normal(0, 6, (questions, 8)) - 30))
-        scores = {"emoji": emoji, "length": length, "answer": right}
-        log = {"kl": 0.9 * grown * rng.lognormal(-0.5, 1, 112 * questions).mean(), "entropy": rng.normal(1, 0.15)}
-        log |= {"completions/clipped_ratio": rng.binomial(8 * questions, 0.25) / 8 / questions}
-        log |= {"reward": (emoji + length).mean(), "reward_std": (emoji + length).std(), "frac_reward_zero_std": 0.0}
-        for name, score in scores.items():
-            log |= {f"rewards/{name}/mean": score.mean(), f"rewards/{name}/std": score.std()}
-            log[f"rewards/{name}/flat_groups"] = (score.max(axis=1) == score.min(axis=1)).mean()
-        made.append(log)
+        made.append(BEGAN | {"rewards/answer/mean": right.mean(), "rewards/answer/std": right.std()})
     return made
 
 
-SIMULATED = [  # questions a log, logs, the share it knows half-way, emoji gained, how many of 20 are warned by then
-    (2, 150, 0.8, 0.0, 0),
-    (40, 30, 0.8, 0.0, 0),
-    (2, 150, 0.85, 3.5, 0),
-    (2, 150, 0.0, 3.5, 20),
-    (40, 30, 0.0, 3.5, 20),
+SIMULATED = [  # questions a log, logs, the share it knows half-way, how many of 20 are warned by then
+    (2, 150, 0.8, 0),
+    (40, 30, 0.8, 0),
+    (2, 150, 0.85, 0),
+    (2, 150, 0.0, 20),
+    (40, 30, 0.0, 20),
 ]
 
 
@@ -104,18 +81,7 @@ def test_noise_is_not_accused_and_a_canary_given_up_is():
         *how, expected = row
         came = [warnings(simulated(np.random.default_rng(seed), *how), how[0]) for seed in range(20)]
         in_time = sum(causes.get("rewards/answer", math.inf) <= how[1] / 2 for causes in came)
-        assert in_time == expected and all(set(causes) <= {"rewards/answer"} for causes in came), (row, came)
-
-
-def test_a_run_too_short_to_tell_says_so(capsys):
-    said = []
-    for steps in (7, 8):
-        watch, state = watching(8, emoji=1, length=1, answer=0), SimpleNamespace(is_world_process_zero=True)
-        for state.global_step in range(1, steps + 1):
-            watch.on_log(None, state, None, logs=BEGAN)
-        watch.on_train_end(None, state, None, model=torch.nn.Linear(1, 1))
-        said.append("56 questions" in capsys.readouterr().out)
-    assert said == [True, False]
+        assert in_time == expected and (expected or not any(came)), (row, came)
 
 
 def test_the_metric_of_best_yaml():
