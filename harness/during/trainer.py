@@ -93,7 +93,7 @@ class Trainer(GRPOTrainer):
         best = totals.view(-1, group).amax(dim=1)
         self._metrics[mode]["reward_best_of_group"].append(best.mean().item())
         if self.placebo and self.model.training:
-            self._own_scores = scores
+            self.own_scores = scores
             # Anew for each call; the same in every process, and in a run that is resumed.
             drawn = np.random.default_rng([self.args.seed, self.state.global_step, self.state.num_input_tokens_seen])
             rows = np.arange(len(scores)).reshape(-1, group)
@@ -109,7 +109,7 @@ class Trainer(GRPOTrainer):
         self.log_completions = asked and self.model.training and bool(self._logs["prompt"])
         if self.log_completions and self.placebo:
             for i, name in enumerate(self.reward_func_names):
-                self._logs["rewards"][name].extend(self._own_scores[:, i].tolist())  # the shuffled ones fall out
+                self._logs["rewards"][name].extend(self.own_scores[:, i].tolist())  # the shuffled ones fall out
         super().log(logs, start_time)
         self.log_completions = asked
 
