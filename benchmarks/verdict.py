@@ -1,4 +1,4 @@
-"""How often the verdict is wrong, by simulation: `python benchmarks/verdict.py`, two minutes on one core.
+"""How often the verdict is wrong, by simulation: `python benchmarks/verdict.py`, 12 minutes beside other work.
 
 False rise or fall: of a policy that a run has not changed, so that before and after are two samples of the same
 answers. False unchanged: of a canary that has lost a third of its right answers. In % of the simulated runs, by the
