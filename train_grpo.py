@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import ProgressCallback
 
     from harness.after.report import Report
-    from harness.before.arguments import training_arguments
+    from harness.before.arguments import settle, training_arguments
     from harness.before.check import check_output, check_run
     from harness.before.data import load_data
     from harness.before.machine import check_machine
@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)
     rewards = load_rewards(settings.rewards, data.train.column_names, settings.error)
-    plan = Plan(settings, args, lora, policy, data, rewards)
+    compiled = settle(settings, args, lora, policy, data.longest)
+    plan = Plan(settings, args, lora, policy, data, rewards, compiled)
     check_run(plan)
     if settings.options.rehearse:
         return rehearse(plan)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
+import rewards
 import train_grpo
-from harness.before.arguments import training_arguments
+from harness.before.arguments import settle, training_arguments
 from harness.before.footprint import footprint, kept
 from harness.before.plan import doubts, doubts_of_template
 from harness.before.policy import Policy, load_policy, precision
@@ -44,7 +46,7 @@ def of_recipes(*recipes, more=()):
 
 
 def test_the_footprint_of_the_articles_model():
-    size = footprint_of(TINYSWALLOW, of_recipes())
+    size = footprint_of(TINYSWALLOW, of_recipes("recipes/article.yaml"))
     assert size.parameters == size.trainable == 1_543_714_304
     held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
     assert held == 5 * 2 * size.parameters
@@ -130,25 +132,72 @@ def test_dropout_keeps_a_byte_a_value_as_on_a_gpu():
 
 def test_a_run_takes_the_memory_that_an_h200_measured():
     """PyTorch's peak of allocated memory, in GB; completions of 256 tokens, and prompts of nearly 256 in the second."""
-    for recipes, measured in (((), 17.69), (("recipes/80gb.yaml",), 62.42)):
-        memory = footprint_of(TINYSWALLOW, of_recipes(*recipes)).memory
+    for recipe, measured in (("article", 17.69), ("80gb", 62.42)):
+        memory = footprint_of(TINYSWALLOW, of_recipes(f"recipes/{recipe}.yaml")).memory
         assert (sum(memory.values()) - memory["CUDA context"]) / 1e9 == pytest.approx(measured, rel=0.03)
 
 
 def test_the_memory_that_a_recipe_names_is_the_calculated_one():
     named, computed = {}, {}
-    for recipe in ("16gb", "24gb", "80gb", "lora", "qlora", "t4"):
-        text = (ROOT / f"recipes/{recipe}.yaml").read_text()
+    for recipe in ("config", *(f"recipes/{name}" for name in ("article", "16gb", "80gb", "lora", "qlora", "t4"))):
+        text = (ROOT / f"{recipe}.yaml").read_text()
         named[recipe] = [int(number) for number in re.findall(r"(\d+) GB by calculation", text)]
-        size = footprint_of(TINYSWALLOW, of_recipes(f"recipes/{recipe}.yaml"))
+        size = footprint_of(TINYSWALLOW, of_recipes(f"{recipe}.yaml"))
         computed[recipe] = [round(sum(size.memory.values()) / 1e9)]
         assert size.uncounted == ""
     assert named == computed
 
 
+ADAMW, IN_8_BITS = "adamw_torch_fused", "adamw_torch_8bit"
+SETTLED = {  # what lies over config.yaml: the optimizer; sampling is compiled, or why it is not
+    "": (IN_8_BITS, "compiled"),
+    "recipes/article.yaml": (ADAMW, ""),
+    "recipes/16gb.yaml": ("adamw_torch_4bit", ""),
+    "recipes/80gb.yaml": (ADAMW, "not bfloat16"),
+    "recipes/best.yaml": (IN_8_BITS, "compiled"),
+    "recipes/cpu.yaml": (ADAMW, "CPU"),
+    "recipes/lora.yaml": (ADAMW, "LoRA"),
+    "recipes/maths.yaml": (IN_8_BITS, "compiled"),
+    "recipes/qlora.yaml": (ADAMW, "LoRA"),
+    "recipes/t4.yaml": (ADAMW, "LoRA"),
+    "recipes/vllm.yaml": (IN_8_BITS, "vLLM"),
+    "recipes/vllm_server.yaml": (IN_8_BITS, "vLLM"),
+    "demo/config.yaml": (ADAMW, "CPU"),
+    "--model.dtype=float32": (ADAMW, "not bfloat16"),  # a user's own file
+    "--lora.r=8": (ADAMW, "LoRA"),
+    "--model.attn_implementation=flash_attention_2": (IN_8_BITS, "flash_attention_2"),
+    "--training.use_transformers_continuous_batching=true": (IN_8_BITS, "continuous batching"),
+}
+
+
+def settled(more: str, config) -> tuple[str, str]:
+    if more.endswith(".yaml"):
+        more = f"--config={more}"
+    settings = read_settings(["--check", *more.split()])
+    args, lora = training_arguments(settings)
+    config.dtype = getattr(torch, settings.model["dtype"])
+    said = settle(settings, args, lora, policy_of(config, settings.model), 200)
+    compiled = said == "compiled"
+    assert args.generation_kwargs == ({"max_cache_len": 512} if compiled else None)  # 200 + 256, a multiple of 64
+    assert args.cache_implementation == ("static" if compiled else None)
+    return args.optim.value, said.removeprefix("not compiled (").removesuffix(")")
+
+
+def test_what_is_for_some_runs_is_left_out_of_the_others(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("number_reward", "ends_in_number_reward"):  # of examples/maths_rewards.py, for recipes/maths.yaml
+        monkeypatch.setattr(rewards, name, rewards.answer_reward, raising=False)
+    assert {f"recipes/{file.name}" for file in Path("recipes").glob("*.yaml")} < SETTLED.keys()
+    assert {more: settled(more, transformers.Qwen2Config()) for more in SETTLED} == SETTLED
+    assert settled("", transformers.MambaConfig()) == (IN_8_BITS, "mamba")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert settled("", transformers.Qwen2Config()) == (ADAMW, "FSDP or ZeRO")
+
+
 # Qwen2.5's, 1.5B, 7B and 32B
 SHAPES = [TINYSWALLOW, (28, 3584, 18944, 28, 4, 152064, False), (64, 5120, 27648, 40, 8, 152064, False)]
-ENGINES = [([], False, 1), ([], True, 8), ([], True, 16), (["recipes/lora.yaml"], False, 1)]
+WITH_FSDP = ["recipes/article.yaml"]  # whose AdamW takes the place of the one in 8 bits
+ENGINES = [([], False, 1), (WITH_FSDP, True, 8), (WITH_FSDP, True, 16), (["recipes/lora.yaml"], False, 1)]
 ENGINES.append((["recipes/lora.yaml"], True, 8))
 
 

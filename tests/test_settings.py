@@ -13,12 +13,12 @@ from harness.settings import read_settings
 ARTICLE = {
     "num_generations": 8, "temperature": 0.9, "max_completion_length": 256, "use_vllm": False, "learning_rate": 1e-6,
     "beta": 0.04, "loss_type": "grpo", "num_train_epochs": 1, "num_iterations": 1, "scale_rewards": "group",
-    "generation_batch_size": 64, "steps_per_generation": 4,
+    "generation_batch_size": 64, "steps_per_generation": 4, "optim": "adamw_torch_fused", "cache_implementation": None,
 }  # fmt: skip
 
 
-def test_config_yaml_is_the_article():
-    settings = read_settings([])
+def test_article_yaml_is_the_article():
+    settings = read_settings(["--config", str(ROOT / "recipes/article.yaml")])
     name = "SakanaAI/TinySwallow-1.5B-Instruct"
     model = {"pretrained_model_name_or_path": name, "dtype": "bfloat16", "attn_implementation": "flash_attention_2"}
     assert settings.model == model and settings.dataset["path"] == "cl-nagoya/auto-wiki-qa" and settings.lora is None
