@@ -67,6 +67,11 @@ class Trainer(GRPOTrainer):
         args.reward_weights = [reward.weight for reward in rewards]
         if args.log_completions:
             keep_columns(rewards, others["train_dataset"].column_names)
+        if args.gradient_checkpointing:
+            # Once: upstream does it anew at each step, and leaves one hook more each time, for which what is compiled
+            # would be compiled again.
+            others["model"].enable_input_require_grads()
+            others["model"].enable_input_require_grads = lambda: None
         functions = [reward.for_trl() for reward in rewards]
         tokenizers = [reward.tokenizer for reward in rewards]
         with quiet():  # the reference model's weights are the policy's, whose bar has been seen
