@@ -6,7 +6,6 @@ from conftest import ROOT
 from peft import LoraConfig
 from trl import GRPOConfig
 
-import rewards
 from harness.before.arguments import training_arguments
 from harness.settings import read_settings
 
@@ -35,13 +34,7 @@ def test_article_yaml_is_the_article():
     assert len((ROOT / "config.yaml").read_text().splitlines()) <= 60
 
 
-def test_each_recipe_takes_the_articles_step_and_lora_learns(monkeypatch):
-    for name in ("number_reward", "ends_in_number_reward"):  # of examples/maths_rewards.py, for recipes/maths.yaml
-        monkeypatch.setattr(rewards, name, rewards.answer_reward, raising=False)
-    for overlay in sorted(set((ROOT / "recipes").glob("*.yaml")) - {ROOT / "recipes/cpu.yaml"}):  # for another model
-        settings = read_settings(["--config", str(overlay)])
-        config = GRPOConfig(**{**settings.training, "bf16": False, "fp16": False, "use_cpu": True})
-        assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64, overlay.name
+def test_lora_yaml_learns():
     settings = read_settings(["--config", str(ROOT / "recipes/lora.yaml")])
     lora = LoraConfig(**settings.lora)
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.task_type) == (16, 64, 0, "CAUSAL_LM")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from harness.during.watch import Watch
+from harness.during.watch import APART, Watch
 from harness.reward import Reward
 
 
@@ -56,6 +56,9 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
     (2, [({}, 1), ({"kl": 12.0}, 2)] * 5, {}),  # an unlikely token
     (40, [({}, 2), ({"entropy": 0.0}, 3)], {"entropy": 4}),
     (40, [({}, 2), ({"entropy": 0.11}, 9)], {}),
+    (40, [({APART: 0.015}, 2), ({APART: 0.2}, 2), ({APART: 0.02}, 1), ({APART: 0.2}, 3)], {"sampler": 8}),
+    (40, [({APART: 0.03}, 2), ({APART: 0.2}, 9)], {}),  # less than ten times
+    (40, [({APART: 0.001}, 2), ({APART: 0.09}, 9)], {}),
 ]
 
 

@@ -99,7 +99,7 @@ def settle(settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy
     if why_not and "bf16_stochastic_round" in (args.optim_args or ""):
         args.optim = OptimizerNames.ADAMW_TORCH_FUSED
         args.optim_args = None
-        print(f"note: training.optim: {args.optim.value}, as bf16_stochastic_round is not for this run ({why_not})")
+        print(f"note: training.optim: adamw_torch_fused, as bf16_stochastic_round is not for this run ({why_not})")
     if args.cache_implementation != "static":
         return ""
     if settings.training.get("use_cpu"):  # not args.use_cpu, which --check sets where there is no GPU
@@ -110,13 +110,13 @@ def settle(settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy
         why_not = "continuous batching"
     elif policy.keywords["attn_implementation"] not in (None, "sdpa"):
         why_not = policy.keywords["attn_implementation"]
-    elif model_class is None or not model_class._can_compile_fullgraph:
+    elif not getattr(model_class, "_can_compile_fullgraph", False):
         why_not = policy.config.model_type
     if why_not:
         args.cache_implementation = None
         return f"not compiled ({why_not})"
     length = CACHE_STEP * math.ceil((longest + args.max_completion_length) / CACHE_STEP)
-    args.generation_kwargs = {"max_cache_len": length, **(args.generation_kwargs or {})}
+    args.generation_kwargs = (args.generation_kwargs or {}) | {"max_cache_len": length}
     return "compiled"
 
 

@@ -102,9 +102,7 @@ def too_slow(plan: Plan) -> list[str]:
     by_chance = args.optim in LOW_BIT and "bf16_stochastic_round" in (args.optim_args or "")
     if by_chance or any(sharding(args)):
         return []
-    spread = getattr(plan.policy.config, "initializer_range", 0.02)  # of the weights when their training began
-    half_are_moved = spread * torch.finfo(dtype).eps / 4
-    if args.learning_rate >= half_are_moved:
+    if args.learning_rate >= 0.005 * torch.finfo(dtype).eps:  # it moves half of weights drawn from N(0, 0.02)
         return []
     rounded = f"in {_dtype_name(dtype)} most weights round back to what they were before a step of this learning_rate"
     return [f"{rounded}, and little may be learned; config.yaml's optim and optim_args keep small steps"]
@@ -173,8 +171,6 @@ def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
         trained = f"{plan.trainable:,} trained by LoRA"
     model = plan.settings.model["pretrained_model_name_or_path"]
     attention = policy.keywords["attn_implementation"] or "sdpa, where the model has it"
-    if "sdpa" in attention and torch.cuda.is_available():
-        attention += ", without cuDNN's kernels"
     if policy.fallback:
         attention += f" ({policy.fallback})"
     columns = []
@@ -216,7 +212,6 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
             "the run",
             f"{plan.steps:,} optimizer steps; {sampled} completions are sampled at a time, {plan.calls:,} times",
         ),
-        ("", f"at most {plan.calls * sampled * args.max_completion_length:,} generated tokens"),
         ("sampling", sampling),
         ("learning", f"learning_rate {args.learning_rate:g}, {schedule}; loss {args.loss_type}, {kl}"),
     ]
@@ -234,9 +229,7 @@ def _what_it_takes(plan: Plan) -> list[tuple[str, str]]:
     memory = f"about {total / GB:.1f} GB (estimated)"
     if plan.uncounted:
         memory = f"roughly {total / GB:.1f} GB (its layers are taken for a Llama's: {plan.uncounted})"
-    rows = [("memory", memory)]
-    if shown:
-        rows.append(("", ", ".join(shown)))
+    rows = [("memory", memory), ("", ", ".join(shown))]
     if not plan.settings.training.get("use_cpu"):
         rows.append(("", _which_gpus(total)))
     return [*rows, ("disk", f"{plan.disk / GB:.1f} GB in {plan.args.output_dir}")]

@@ -83,10 +83,6 @@ def _measure(plan: Plan) -> None:
     _print_signal(plan, usual)
     second_batch = usual.seconds[-max(1, round(plan.steps_per_call)) :]  # all is warm by then
     _print_costs(plan, peak, [mean(second_batch), longest], mean(worst.sampling))
-    kl = max(log.get("kl") or 0 for log in usual.logs + worst.logs)
-    if kl > 1:
-        far = f"KL {kl:.1f} a token in these few steps: the model leaves what it was too fast"
-        print(f"warning: {far}; lower training.learning_rate")
 
 
 class Clock(TrainerCallback):
