@@ -167,9 +167,8 @@ def settled(more: str, config) -> tuple[str, str]:
     args, lora = training_arguments(settings)
     config.dtype = getattr(torch, settings.model["dtype"])
     said = settle(settings, args, lora, policy_of(config, settings.model), 200)
-    compiled = said == "compiled"
-    assert args.generation_kwargs == ({"max_cache_len": 512} if compiled else None)  # 200 + 256, a multiple of 64
-    assert args.cache_implementation == ("static" if compiled else None)
+    cache = ("static", {"max_cache_len": 512}) if said == "compiled" else (None, None)  # 200 + 256, a multiple of 64
+    assert (args.cache_implementation, args.generation_kwargs) == cache
     completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
     assert completions == (32 if "cpu" in more else 64), more
     return args.optim.value, said.removeprefix("not compiled (").removesuffix(")")
@@ -211,6 +210,7 @@ DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on
 DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times"]
 DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
+AT_ONCE = ["--training.per_device_train_batch_size=512", "--samples.held_out=0"]
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["lost everything", "round back", "roughly"]),
@@ -220,6 +220,7 @@ PLANS = [  # (arguments, what the plan says, what it does not)
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
     (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times"], []),
     (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times"], []),
+    (["--training.activation_checkpointing=true", *AT_ONCE], ["activations 2.5"], []),  # 5.2 without
     ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
     ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
     ([LORA % 1], ["trained by LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it

@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 import rewards
 import train_grpo
 from harness.during.trainer import Trainer
+from harness.errors import RunError
 from harness.reward import Reward
 from harness.run_folder import RunFolder
 from harness.tools.chat import todays_rewards
@@ -118,7 +119,6 @@ def test_make_real_trains_with_its_settings(policy, tmp_path, monkeypatch):
 
 
 def test_sampling_is_compiled_once_and_samples_the_same_tokens(policy, tmp_path):
-    """As upstream compiles on a GPU, but that no code is made of the graphs."""
     graphs = []
     compiled = transformers.CompileConfig(mode=None, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     compiled._compile_all_devices = True
@@ -141,3 +141,7 @@ def test_sampling_is_compiled_once_and_samples_the_same_tokens(policy, tmp_path)
         logs.append([log.get("reward", log.get("eval_reward")) for log in trainer.state.log_history])
     assert logs[0] == logs[1] and len(set(logs[0])) > 3
     assert len(graphs) == 1
+    del trainer.model._compiled_call
+    compiled.backend = "no such backend"
+    with pytest.raises(RunError, match="training.cache_implementation"), RunFolder(tmp_path).locked():
+        trainer.train()
