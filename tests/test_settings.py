@@ -30,7 +30,6 @@ def test_article_yaml_is_the_article():
     assert settings.training["bf16"] is True
     config = GRPOConfig(**{**settings.training, "bf16": False, "use_cpu": True})  # as no GPU is here to accept bf16
     assert {name: getattr(config, name) for name in ARTICLE} == ARTICLE
-    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
     assert len((ROOT / "config.yaml").read_text().splitlines()) <= 60
 
 
@@ -43,7 +42,6 @@ def test_lora_yaml_learns():
     for more, name in (([], "demo"), (["--training.run_name", "mine"], "mine")):  # for trackers
         arguments, _ = training_arguments(read_settings(["--config", str(ROOT / "demo/config.yaml"), *more]))
         assert (arguments.run_name, arguments.project) == (name, "train-grpo")
-    assert settings.training["max_completion_length"] == 256  # the rest is config.yaml's
 
 
 def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path, monkeypatch):

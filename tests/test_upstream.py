@@ -34,8 +34,7 @@ NODES = [(file, node) for file, text in CODE.items() for node in ast.walk(ast.pa
 FUNCTIONS = {node.name: node for _, node in NODES if isinstance(node, ast.FunctionDef)}
 OURS = {name for name in FUNCTIONS if not hasattr(GRPOTrainer, name)}
 LISTED = set(re.findall(r"(?<![\w.])_[a-z]\w+", CODE["trainer.py"].split('"""')[1]))
-# Not a trainer's: the bars of tqdm, a storage of PyTorch, a config's model and whether it is compiled as one graph.
-ELSEWHERE = {"_instances", "_cdata", "_model_mapping", "_can_compile_fullgraph"}
+ELSEWHERE = {"_instances", "_cdata", "_model_mapping", "_can_compile_fullgraph"}  # tqdm's, PyTorch's, the models'
 
 
 class Recorder(TrainerCallback):

@@ -29,7 +29,8 @@ def check_machine(settings: Settings) -> None:
         print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
         return
     if training.get("use_vllm") and find_spec("vllm") is None:
-        raise settings.error("training.use_vllm", "vLLM is not installed (TRL 1.16 takes 0.22 to 0.31); run `make gpu`, or set it to false")
+        problem = "vLLM is not installed (TRL 1.16 takes 0.22 to 0.31); run `make gpu`, or set it to false"
+        raise settings.error("training.use_vllm", problem)
     if not training.get("use_cpu"):
         _check_gpus(settings)
 
