@@ -3,7 +3,7 @@ PYTHON ?= python3
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 # make demo-hacked: the demo without its answer reward
-.PHONY: demo demo-hacked zoo real train test faults lint resolve gpu
+.PHONY: demo demo-hacked zoo real train test faults lint resolve gpu next
 demo: demo/model/config.json
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config demo/config.yaml
 
@@ -39,6 +39,13 @@ lint: .venv/installed-dev
 resolve: .venv/installed-dev  # can `make gpu` be installed? all but flash-attn, which is compiled there
 	grep -v flash-attn requirements-gpu.txt | cat requirements.txt - | .venv/bin/uv pip compile --quiet --output-file /dev/null \
 	    --only-binary :all: --python-version 3.12 --python-platform x86_64-manylinux_2_31 -
+
+next: demo/model/config.json  # what will break: three steps of the demo on the newest transformers and trl
+	$(PYTHON) -m venv .next
+	sed -E '/^# what they bring/,$$d; s/^(accelerate|huggingface_hub|transformers|trl)==.*/\1/' requirements.txt > .next/newest.txt
+	.next/bin/pip install --disable-pip-version-check --upgrade -r .next/newest.txt
+	HF_HUB_OFFLINE=1 .next/bin/python train_grpo.py --config demo/config.yaml --training.max_steps 3 \
+	    --training.output_dir .next/run-$$$$
 
 gpu: .venv/installed  # flash-attn, vLLM: optional, see requirements-gpu.txt
 	.venv/bin/pip install wheel ninja

@@ -12,7 +12,7 @@ TRL's GRPOTrainer trains. What differs from TRL alone:
 - The same losses are computed without the padding; the best of each group is logged beside the mean.
 - A signal lets the optimizer step end and saves it; --resume goes on exactly, in the data's order too.
 - A step whose gradient is not finite is not taken, and weights that are not finite are not saved.
-- cuDNN's attention is off, as it gives NaN at some lengths; with cache_implementation: static sampling is compiled.
+- cuDNN's attention is off, as it gives NaN at some lengths; sampling is compiled where that was measured.
 - A reward returns one finite number a completion, or None; anything else ends the run and names the row.
 """
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import ProgressCallback
 
     from harness.after.report import Report
-    from harness.before.arguments import training_arguments
+    from harness.before.arguments import settle, training_arguments
     from harness.before.check import check_output, check_run
     from harness.before.data import load_data
     from harness.before.machine import check_machine
@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     with args.main_process_first():  # one process of each machine maps the rows, the others read its cache
         data = load_data(settings, policy.tokenizer)
     rewards = load_rewards(settings.rewards, data.train.column_names, settings.error)
-    plan = Plan(settings, args, lora, policy, data, rewards)
+    compiled = settle(settings, args, lora, policy, data.longest)
+    plan = Plan(settings, args, lora, policy, data, rewards, compiled)
     check_run(plan)
     if settings.options.rehearse:
         return rehearse(plan)

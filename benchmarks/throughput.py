@@ -28,6 +28,7 @@ ROWS = {
         f"recipes/{path.name}": ["--config", f"recipes/{path.name}"]
         for path in sorted((ROOT / "recipes").glob("*.yaml"))
     },
+    "sampling not compiled": ["--training.cache_implementation", "null"],
     "gradient checkpointing off": ["--training.gradient_checkpointing", "false"],
     "64 x 1": ["--training.per_device_train_batch_size", "64", "--training.gradient_accumulation_steps", "1"],
     "256 a generation call": ["--training.steps_per_generation", "16"],

@@ -242,9 +242,12 @@ class RunFolder:
         except OSError as problem:  # a full disk, for example: print the traceback instead
             traceback.print_exc()
             where = f"no traceback in {log}: {problem.strerror}"
+        said = one_line(error) or type(error).__name__
         if out_of_memory(error):
-            return f"out of memory ({one_line(error, 120)}); {SMALLER} ({where})"
-        return f"{one_line(error) or type(error).__name__} ({where})"
+            said = f"out of memory ({one_line(error, 120)}); {SMALLER}"
+        for note in getattr(error, "__notes__", []):  # what to do, by whoever let it pass
+            said += f"; {one_line(note)}"
+        return f"{said} ({where})"
 
     # ---- checkpoints
 

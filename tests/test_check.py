@@ -117,7 +117,7 @@ SETTINGS = [  # under `training`, words of the refusal or None, more arguments
     ({"generation_kwargs": "{bad_words_ids: [[99999999]]}"}, "training.generation_kwargs.bad_words_ids: The model"),
     ({"generation_kwargs": "{bad_words_ids: [[7]]}"}, None),
     ({"cache_implementation": "static"}, None),
-    ({"gradient_checkpointing": "true", "gradient_checkpointing_kwargs": "{foo: 1}"}, "_kwargs.foo: Unexpected"),
+    ({"activation_checkpointing": "true", "gradient_checkpointing_kwargs": "{foo: 1}"}, "_kwargs.foo: Unexpected"),
     ({"save_strategy": "best"}, "training.save_strategy: best by what?"),
     ({"learning_rate": "1e-3"}, None, *LORA),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
+import rewards
 import train_grpo
-from harness.before.arguments import training_arguments
+from harness.before.arguments import settle, training_arguments
 from harness.before.footprint import footprint, kept
 from harness.before.plan import doubts, doubts_of_template
 from harness.before.policy import Policy, load_policy, precision
@@ -44,7 +46,7 @@ def of_recipes(*recipes, more=()):
 
 
 def test_the_footprint_of_the_articles_model():
-    size = footprint_of(TINYSWALLOW, of_recipes())
+    size = footprint_of(TINYSWALLOW, of_recipes("recipes/article.yaml"))
     assert size.parameters == size.trainable == 1_543_714_304
     held = sum(size.memory[name] for name in ("weights", "gradients", "optimizer", "reference model"))
     assert held == 5 * 2 * size.parameters
@@ -130,25 +132,64 @@ def test_dropout_keeps_a_byte_a_value_as_on_a_gpu():
 
 def test_a_run_takes_the_memory_that_an_h200_measured():
     """PyTorch's peak of allocated memory, in GB; completions of 256 tokens, and prompts of nearly 256 in the second."""
-    for recipes, measured in (((), 17.69), (("recipes/80gb.yaml",), 62.42)):
-        memory = footprint_of(TINYSWALLOW, of_recipes(*recipes)).memory
+    for recipe, measured in (("article", 17.69), ("80gb", 62.42)):
+        memory = footprint_of(TINYSWALLOW, of_recipes(f"recipes/{recipe}.yaml")).memory
         assert (sum(memory.values()) - memory["CUDA context"]) / 1e9 == pytest.approx(measured, rel=0.03)
 
 
 def test_the_memory_that_a_recipe_names_is_the_calculated_one():
     named, computed = {}, {}
-    for recipe in ("16gb", "24gb", "80gb", "lora", "qlora", "t4"):
-        text = (ROOT / f"recipes/{recipe}.yaml").read_text()
+    for recipe in ("config", *(f"recipes/{name}" for name in ("article", "16gb", "80gb", "lora", "qlora", "t4"))):
+        text = (ROOT / f"{recipe}.yaml").read_text()
         named[recipe] = [int(number) for number in re.findall(r"(\d+) GB by calculation", text)]
-        size = footprint_of(TINYSWALLOW, of_recipes(f"recipes/{recipe}.yaml"))
+        size = footprint_of(TINYSWALLOW, of_recipes(f"{recipe}.yaml"))
         computed[recipe] = [round(sum(size.memory.values()) / 1e9)]
         assert size.uncounted == ""
     assert named == computed
 
 
+ADAMW, IN_8_BITS = "adamw_torch_fused", "adamw_torch_8bit"
+SETTLED = {  # the optimizer, whether sampling is compiled or why not: of what lies over config.yaml
+    (IN_8_BITS, "compiled"): ["--training.seed=1", "recipes/best.yaml", "recipes/maths.yaml"],
+    (IN_8_BITS, "vLLM"): ["recipes/vllm.yaml", "recipes/vllm_server.yaml"],
+    (IN_8_BITS, "flash_attention_2"): ["--model.attn_implementation=flash_attention_2"],
+    (IN_8_BITS, "continuous batching"): ["--training.use_transformers_continuous_batching=true"],
+    ("adamw_torch_4bit", ""): ["recipes/16gb.yaml"],
+    (ADAMW, ""): ["recipes/article.yaml"],
+    (ADAMW, "CPU"): ["recipes/cpu.yaml", "--config=demo/config.yaml"],
+    (ADAMW, "LoRA"): ["recipes/lora.yaml", "recipes/qlora.yaml", "recipes/t4.yaml", "--lora.r=8"],
+    (ADAMW, "not bfloat16"): ["recipes/80gb.yaml", "--model.dtype=float32"],
+}
+
+
+def settled(more: str, config) -> tuple[str, str]:
+    settings = read_settings(["--check", *more.replace("recipes/", "--config=recipes/").split()])
+    args, lora = training_arguments(settings)
+    config.dtype = getattr(torch, settings.model["dtype"])
+    said = settle(settings, args, lora, policy_of(config, settings.model), 200)
+    cache = ("static", {"max_cache_len": 512}) if said == "compiled" else (None, None)  # 200 + 256, a multiple of 64
+    assert (args.cache_implementation, args.generation_kwargs) == cache
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    assert completions == (32 if "cpu" in more else 64), more
+    return args.optim.value, said.removeprefix("not compiled (").removesuffix(")")
+
+
+def test_what_is_for_some_runs_is_left_out_of_the_others(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("number_reward", "ends_in_number_reward"):  # of examples/maths_rewards.py, for recipes/maths.yaml
+        monkeypatch.setattr(rewards, name, rewards.answer_reward, raising=False)
+    overlays = {more: expected for expected, files in SETTLED.items() for more in files}
+    assert {str(file) for file in Path("recipes").glob("*.yaml")} < overlays.keys()
+    assert {more: settled(more, transformers.Qwen2Config()) for more in overlays} == overlays
+    assert settled("", transformers.MambaConfig()) == (IN_8_BITS, "mamba")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert settled("", transformers.Qwen2Config()) == (ADAMW, "FSDP or ZeRO")
+
+
 # Qwen2.5's, 1.5B, 7B and 32B
 SHAPES = [TINYSWALLOW, (28, 3584, 18944, 28, 4, 152064, False), (64, 5120, 27648, 40, 8, 152064, False)]
-ENGINES = [([], False, 1), ([], True, 2), ([], True, 8), ([], True, 16)]
+WITH_FSDP = ["recipes/article.yaml"]  # whose AdamW takes the place of the one in 8 bits
+ENGINES = [([], False, 1), (WITH_FSDP, True, 2), (WITH_FSDP, True, 8), (WITH_FSDP, True, 16)]
 ENGINES += [(["recipes/lora.yaml"], False, 1), (["recipes/lora.yaml"], True, 8)]
 
 
@@ -166,9 +207,10 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_calculated_one(monkeyp
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
 SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
 DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
-DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", " 512 generated"]
-DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)", "nothing found"]
+DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", "nothing found"]
+DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
+AT_ONCE = ["--training.per_device_train_batch_size=512", "--samples.held_out=0"]
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["lost everything", "round back", "roughly"]),
@@ -176,8 +218,9 @@ PLANS = [  # (arguments, what the plan says, what it does not)
     (["--model.attn_implementation", "flash_attention_2"], ["sdpa", "not flash_attention_2: "], []),
     (SMALL, ["round back"], []),
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
-    (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times", " 256 gen"], []),
-    (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times", " 28,672 generated"], []),
+    (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times"], []),
+    (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times"], []),
+    (["--training.activation_checkpointing=true", *AT_ONCE], ["activations 2.5"], []),  # 5.2 without
     ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
     ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
     ([LORA % 1], ["trained by LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it

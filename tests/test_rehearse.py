@@ -7,14 +7,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import refused
 from transformers.integrations import TensorBoardCallback
 from trl import GRPOTrainer
 
 import rewards
 import train_grpo
-from harness.before.footprint import moved_share
 from harness.errors import RunError, UserError
 from harness.tools import rehearse
 
@@ -97,11 +95,3 @@ def test_only_a_lack_of_memory_is_one(tiny, kept, monkeypatch):
             train_grpo.main([*tiny, "--rehearse"])
     (folder,) = kept.iterdir()  # of the last one
     assert "goldfish" in (folder / "error.log").read_text()
-
-
-def test_the_share_of_weights_that_a_step_moves():
-    """As benchmarks/bfloat16.py measures it with AdamW: 2.0% at 1e-6, 15.5% at 1e-5, of N(0, 0.02)."""
-    weights = [torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * 0.02]
-    assert moved_share(weights, 1e-6) > 0.99
-    halved = [weight.bfloat16() for weight in weights]
-    assert [moved_share(halved, rate) for rate in (1e-6, 1e-5)] == pytest.approx([0.020, 0.155], abs=0.002)

@@ -12,12 +12,12 @@ from harness.settings import read_settings
 ARTICLE = {
     "num_generations": 8, "temperature": 0.9, "max_completion_length": 256, "use_vllm": False, "learning_rate": 1e-6,
     "beta": 0.04, "loss_type": "grpo", "num_train_epochs": 1, "num_iterations": 1, "scale_rewards": "group",
-    "generation_batch_size": 64, "steps_per_generation": 4,
+    "generation_batch_size": 64, "steps_per_generation": 4, "optim": "adamw_torch_fused", "cache_implementation": None,
 }  # fmt: skip
 
 
-def test_config_yaml_is_the_article():
-    settings = read_settings([])
+def test_article_yaml_is_the_article():
+    settings = read_settings(["--config", str(ROOT / "recipes/article.yaml")])
     name = "SakanaAI/TinySwallow-1.5B-Instruct"
     model = {"pretrained_model_name_or_path": name, "dtype": "bfloat16", "attn_implementation": "flash_attention_2"}
     assert settings.model == model and settings.dataset["path"] == "cl-nagoya/auto-wiki-qa" and settings.lora is None
@@ -30,16 +30,10 @@ def test_config_yaml_is_the_article():
     assert settings.training["bf16"] is True
     config = GRPOConfig(**{**settings.training, "bf16": False, "use_cpu": True})  # as no GPU is here to accept bf16
     assert {name: getattr(config, name) for name in ARTICLE} == ARTICLE
-    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
     assert len((ROOT / "config.yaml").read_text().splitlines()) <= 60
 
 
-def test_each_recipe_takes_the_articles_step_and_lora_learns(monkeypatch):
-    for overlay in sorted(set((ROOT / "recipes").glob("*.yaml")) - {ROOT / "recipes/cpu.yaml"}):  # for another model
-        of_maths = ["--rewards_file", str(ROOT / "examples/maths_rewards.py")] if overlay.stem == "maths" else []
-        settings = read_settings(["--config", str(overlay), *of_maths])
-        config = GRPOConfig(**{**settings.training, "bf16": False, "fp16": False, "use_cpu": True})
-        assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64, overlay.name
+def test_lora_yaml_learns():
     settings = read_settings(["--config", str(ROOT / "recipes/lora.yaml")])
     lora = LoraConfig(**settings.lora)
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.task_type) == (16, 64, 0, "CAUSAL_LM")
@@ -48,7 +42,6 @@ def test_each_recipe_takes_the_articles_step_and_lora_learns(monkeypatch):
     for more, name in (([], "demo"), (["--training.run_name", "mine"], "mine")):  # for trackers
         arguments, _ = training_arguments(read_settings(["--config", str(ROOT / "demo/config.yaml"), *more]))
         assert (arguments.run_name, arguments.project) == (name, "train-grpo")
-    assert settings.training["max_completion_length"] == 256  # the rest is config.yaml's
 
 
 def test_overlays_merge_value_by_value_and_the_command_line_comes_last(tmp_path, monkeypatch):

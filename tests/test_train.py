@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 import rewards
 import train_grpo
 from harness.during.trainer import Trainer
+from harness.errors import RunError
 from harness.reward import Reward
 from harness.run_folder import RunFolder
 from harness.tools.chat import its_rewards
@@ -141,28 +141,30 @@ def test_make_real_trains_with_its_settings(policy, tmp_path, monkeypatch):
     assert all(row["after"]["completion"] for row in asked)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_sampling_samples_the_same_tokens_also_when_the_weights_have_moved(policy, tmp_path):
-    arguments = {"report_to": "none", "use_cpu": True, "bf16": False, "max_completion_length": 16, "num_generations": 2}
-    calls = []
+def test_sampling_is_compiled_once_and_samples_the_same_tokens(policy, tmp_path):
+    graphs = []
+    compiled = transformers.CompileConfig(mode=None, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    compiled._compile_all_devices = True
+    chats = [{"prompt": [{"role": "user", "content": "山" * n}]} for n in (1, 9, 30, 2)]
+    own = {"gradient_checkpointing": True, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
+    own |= {"steps_per_generation": 1, "max_steps": 3, "beta": 0, "max_completion_length": 8}
+    logs = []
     for cache in ({}, {"cache_implementation": "static", "generation_kwargs": {"max_cache_len": 64}}):
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-            rewards=[Reward("nothing", 1, {}, lambda completions: [0.0] * len(completions))],
-            args=GRPOConfig(tmp_path, **arguments, **cache),
-            train_dataset=Dataset.from_list([{"prompt": "富士山の高さは?"}] * 8),
+            rewards=[Reward("signs", 1, {}, lambda completions: [len(text[0]["content"]) for text in completions])] * 3,
+            args=GRPOConfig(tmp_path, **SETTINGS | own | cache),
+            train_dataset=Dataset.from_list(chats * 4),
+            eval_dataset=Dataset.from_list(chats[:3]),
             processing_class=AutoTokenizer.from_pretrained(policy),
         )
-        if cache:  # on a GPU upstream compiles by itself
-            trainer.generation_config.compile_config = transformers.CompileConfig(mode="default")
-            trainer.generation_config.compile_config._compile_all_devices = True
-        calls.append([])
-        for prompts in (["富士山の高さは?", "日本の首都は?"], ["千葉県の県庁所在地はどこですか?", "日本の首都は?"]):
-            torch.manual_seed(0)
-            ids = trainer.processing_class(prompts)["input_ids"]
-            calls[-1].append([[*map(int, one)] for one in trainer._generate_single_turn(ids, None, {}, 1)[0]])
-            with torch.no_grad():
-                for weight in trainer.model.parameters():
-                    weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    assert trainer.model._compiled_call._torchdynamo_orig_callable  # it was compiled, not skipped
-    assert calls[0] == calls[1] and calls[0][0] != calls[0][1]
+        if cache:
+            trainer.generation_config.compile_config = compiled
+        trainer.train()
+        logs.append([log.get("reward", log.get("eval_reward")) for log in trainer.state.log_history])
+    assert logs[0] == logs[1] and len(set(logs[0])) > 3
+    assert len(graphs) == 1
+    del trainer.model._compiled_call
+    compiled.backend = "no such backend"
+    with pytest.raises(RunError, match="training.cache_implementation"), RunFolder(tmp_path).locked():
+        trainer.train()

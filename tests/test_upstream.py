@@ -34,7 +34,7 @@ NODES = [(file, node) for file, text in CODE.items() for node in ast.walk(ast.pa
 FUNCTIONS = {node.name: node for _, node in NODES if isinstance(node, ast.FunctionDef)}
 OURS = {name for name in FUNCTIONS if not hasattr(GRPOTrainer, name)}
 LISTED = set(re.findall(r"(?<![\w.])_[a-z]\w+", CODE["trainer.py"].split('"""')[1]))
-ELSEWHERE = {"_instances", "_cdata"}  # not a trainer's: the bars of tqdm, a storage of PyTorch
+ELSEWHERE = {"_instances", "_cdata", "_model_mapping", "_can_compile_fullgraph"}  # tqdm's, PyTorch's, the models'
 
 
 class Recorder(TrainerCallback):

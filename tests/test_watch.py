@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from harness.during.watch import Watch
+from harness.during.watch import APART, Watch
 from harness.reward import Reward
 
 
@@ -43,6 +43,9 @@ HAND_MADE = [  # questions a log, [(change, for how many logs)], {cause: at whic
     (40, [({}, 8), (ANSWER | {"rewards/answer/applies": 0.02}, 20)], {}),  # 16 questions
     (2, [({}, 3), (ANSWER | {"rewards/answer/mean": 0.0}, 7)], {}),  # 14 questions
     (40, [({}, 4), ({"rewards/emoji/mean": 0.0}, 20)], {}),  # no canary: what is trained on is in the verdict
+    (40, [({APART: 0.015}, 2), ({APART: 0.2}, 2), ({APART: 0.02}, 1), ({APART: 0.2}, 3)], {"sampler": 8}),
+    (40, [({APART: 0.03}, 2), ({APART: 0.2}, 9)], {}),  # less than ten times
+    (40, [({APART: 0.001}, 2), ({APART: 0.09}, 9)], {}),
 ]
 
 

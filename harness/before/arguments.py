@@ -1,5 +1,9 @@
-"""Arguments: the sections training and lora become upstream's GRPOConfig and LoraConfig, which check them."""
+"""Arguments: the sections training and lora become upstream's GRPOConfig and LoraConfig, which check them.
 
+What in them is for some runs only is settled when the policy and the data are known.
+"""
+
+import math
 import os
 import re
 import sys
@@ -11,8 +15,12 @@ from pathlib import Path
 import torch
 from accelerate.utils import get_int_from_env
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
+from harness.before.footprint import sharding
+from harness.before.policy import Policy
 from harness.errors import UserError, one_line
 from harness.processes import launched, rank, size
 from harness.settings import Settings
@@ -20,6 +28,8 @@ from harness.settings import Settings
 OF_THE_REFERENCE = ("revision", "subfolder", "token", "cache_dir")  # TRL loads it by the policy's name
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # accelerate takes the first
+CACHE_STEP = 64  # tokens; the length of a static cache is a multiple of it
+
 OF_A_GROUP = (*SIZES, "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what starts several processes sets them
 
 
@@ -70,6 +80,44 @@ def _arguments(settings: Settings) -> tuple[GRPOConfig, LoraConfig | None]:
     args = GRPOConfig(**training)
     lora = None if settings.lora is None else LoraConfig(**settings.lora)
     return args, lora
+
+
+def settle(settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy: Policy, longest: int) -> str:
+    """Leave out of `args` what is not for this run, and say so; returns whether sampling is compiled, in words.
+
+    Weights are rounded by chance where they are trained in bfloat16. Sampling is compiled, with a static cache that has
+    room for the `longest` prompt in the whole run, where it can be and a GPU has measured it.
+    """
+    model_class = AutoModelForCausalLM._model_mapping.get(type(policy.config), None)  # None: code of its own
+    why_not = ""
+    if lora:  # without which quantized weights are not trained
+        why_not = "LoRA"
+    elif any(sharding(args)):
+        why_not = "FSDP or ZeRO"
+    elif policy.dtype != torch.bfloat16:
+        why_not = "not bfloat16"
+    if why_not and "bf16_stochastic_round" in (args.optim_args or ""):
+        args.optim = OptimizerNames.ADAMW_TORCH_FUSED
+        args.optim_args = None
+        print(f"note: training.optim: adamw_torch_fused, as bf16_stochastic_round is not for this run ({why_not})")
+    if args.cache_implementation != "static":
+        return ""
+    if settings.training.get("use_cpu"):  # not args.use_cpu, which --check sets where there is no GPU
+        why_not = "CPU"
+    elif args.use_vllm:
+        why_not = "vLLM"
+    elif args.use_transformers_continuous_batching:
+        why_not = "continuous batching"
+    elif policy.keywords["attn_implementation"] not in (None, "sdpa"):
+        why_not = policy.keywords["attn_implementation"]
+    elif not getattr(model_class, "_can_compile_fullgraph", False):
+        why_not = policy.config.model_type
+    if why_not:
+        args.cache_implementation = None
+        return f"not compiled ({why_not})"
+    length = CACHE_STEP * math.ceil((longest + args.max_completion_length) / CACHE_STEP)
+    args.generation_kwargs = (args.generation_kwargs or {}) | {"max_cache_len": length}
+    return "compiled"
 
 
 def key_about(settings: Settings, call: Callable, message: str = "") -> str:

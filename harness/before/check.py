@@ -5,15 +5,12 @@ import os
 
 import torch
 from huggingface_hub import HfApi
-from jinja2 import TemplateError
 from transformers import AutoConfig, GenerationConfig
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
 from harness.before.cheats import cheats
-from harness.before.data import prompt_text
 from harness.before.machine import check_weights
-from harness.before.messages import as_messages
 from harness.before.miniature import has_miniature, try_a_step
 from harness.before.plan import Plan
 from harness.before.policy import changes_base, loading_problem
@@ -30,7 +27,6 @@ def check_run(plan: Plan) -> None:
     check_reference_model(plan)
     check_amount(plan)
     check_context(plan)
-    check_questions(plan)
     check_evaluation(plan)
     check_weights(plan)
     in_miniature = has_miniature(plan.args)
@@ -115,24 +111,12 @@ def check_context(plan: Plan) -> None:
     """Room for the longest prompt and a whole completion; raises UserError."""
     text = plan.policy.config.get_text_config()
     context = getattr(text, "max_position_embeddings", math.inf)  # ALiBi has no limit
-    prompt = int(plan.data.lengths.max())
+    prompt = plan.data.longest
     completion = plan.args.max_completion_length
     if prompt + completion > context:
         keys = ("training.max_completion_length", "prompts.max_length", "model.pretrained_model_name_or_path")
         problem = f"{prompt} tokens of prompt and {completion} of completion exceed the model's context of {context}"
         raise plan.settings.error(keys, problem)
-
-
-def check_questions(plan: Plan) -> None:
-    """The template takes each, though the data's own system turns may hide what these lack; raises UserError."""
-    settings = plan.settings
-    for question in settings.samples.questions:
-        try:
-            turns = as_messages(question, settings.prompts.system)
-            prompt_text(turns, plan.policy.tokenizer, plan.args.chat_template_kwargs or {})
-        except (TemplateError, ValueError) as error:
-            problem = f"{one_line(question, 40)!r} cannot be asked with this template: {one_line(error)}"
-            raise settings.error(("samples.questions", "prompts.system"), problem) from error
 
 
 def check_evaluation(plan: Plan) -> None:

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from harness.before.messages import Messages, NoMessages, read_messages, without_filling
+from harness.before.messages import Messages, NoMessages, as_messages, read_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.before.text_files import ExactJson
 from harness.errors import did_you_mean, one_line
@@ -43,6 +43,7 @@ class Data:
     held_out: Dataset
     counts: dict[str, int]
     lengths: np.ndarray  # tokens of each prompt to train on
+    longest: int  # tokens of the longest that is asked, those held out and samples.questions included
 
     def in_words(self) -> str:
         """`291 read: 283 to train on, 8 held out`, and what else there was."""
@@ -91,12 +92,27 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         f"duplicates ({fate_of_duplicates})": of["again"],
     }
     rows = rows.remove_columns([*set(rows.column_names) & RESERVED - {"prompt"}])
-    return Data(rows.select(trained), rows.select(held_out), counts, lengths[trained])
+    longest = max([*lengths[trained + held_out], *_lengths_of_questions(settings, tokenizer)])
+    return Data(rows.select(trained), rows.select(held_out), counts, lengths[trained], int(longest))
 
 
 def prompt_text(turns: Messages, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
     """What the chat template makes of a conversation, its generation prompt included."""
     return tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
+
+
+def _lengths_of_questions(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each of samples.questions. The template may refuse one, as these have no system turns of the data."""
+    template = settings.training.get("chat_template_kwargs") or {}
+    lengths = []
+    for question in settings.samples.questions:
+        try:
+            text = prompt_text(as_messages(question, settings.prompts.system), tokenizer, template)
+        except (TemplateError, ValueError) as error:
+            problem = f"{one_line(question, 40)!r} cannot be asked with this template: {one_line(error)}"
+            raise settings.error(("samples.questions", "prompts.system"), problem) from error
+        lengths.append(len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return lengths
 
 
 def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: Dataset, column: str) -> Dataset:

@@ -1,4 +1,4 @@
-"""Footprint: the memory and disk of a run, from the model's shape alone, and which small steps rounding keeps."""
+"""Footprint: the memory and disk of a run, from the model's shape alone."""
 
 import copy
 import logging
@@ -223,23 +223,3 @@ def _without_weights(policy: Policy, config: PreTrainedConfig, lora: LoraConfig 
         if lora:
             get_peft_model(model, copy.deepcopy(lora))  # in place; peft also writes into the config
     return model
-
-
-# ---- which small steps rounding keeps
-
-
-def moved_share(weights: list[torch.Tensor], learning_rate: float) -> float:
-    """The share of weights that change, in their dtype, when the learning rate is added, as a step of Adam does."""
-    moved = sum(int((weight.detach() + learning_rate != weight).sum()) for weight in weights)
-    return moved / sum(weight.numel() for weight in weights)
-
-
-def stochastic_rounding(args: GRPOConfig) -> bool:
-    """Whether bfloat16 weights are rounded up or down by chance (torchao), so that small steps are kept on average."""
-    return args.optim in LOW_BIT and "bf16_stochastic_round=true" in (args.optim_args or "").lower().replace(" ", "")
-
-
-def rounded_away(share: float) -> str:
-    """What moved_share means, in words."""
-    moved = f"a step moves {share:.0%} of the weights, the rest round back to what they were"
-    return f"{moved}, and little may be learned; recipes/24gb.yaml keeps small steps"

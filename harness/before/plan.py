@@ -16,7 +16,7 @@ from transformers import TrainerState
 from trl import GRPOConfig
 
 from harness.before.data import Data, prompt_text
-from harness.before.footprint import GB, footprint, moved_share, rounded_away, sharding, stochastic_rounding
+from harness.before.footprint import GB, LOW_BIT, footprint, sharding
 from harness.before.policy import Policy
 from harness.errors import one_line
 from harness.keys import FEWEST, FULL
@@ -38,8 +38,8 @@ class Plan:
     are trained on for `steps_per_call` optimizer steps. Of one step, in all processes: `completions_a_step` are trained
     on, and `questions_a_step` are asked, which are fewer where num_iterations trains on the same ones again.
     `memory`, `disk`: estimated bytes on each GPU, by part, and of what the run leaves; `uncounted`: see Footprint.
-    `doubts`: what may go wrong with it; of these `too_slow`: why it will probably learn nothing. `cheats`: what of the
-    rewards can be gamed.
+    `compiled`: whether sampling is, in words. `doubts`: what may go wrong with it; of these `too_slow`: why it will
+    probably learn nothing. `cheats`: what of the rewards can be gamed.
     """
 
     settings: Settings
@@ -48,6 +48,7 @@ class Plan:
     policy: Policy
     data: Data
     rewards: list[Reward]
+    compiled: str
 
     def __post_init__(self):
         args = self.args
@@ -62,7 +63,7 @@ class Plan:
             self.steps = math.ceil(args.num_train_epochs * self.steps_an_epoch)
         self.calls = math.ceil(self.steps / self.steps_per_call)
 
-        longest = self.settings.prompts.max_length or int(self.data.lengths.max())
+        longest = self.settings.prompts.max_length or self.data.longest
         size = footprint(self.settings, self.policy, args, self.lora, longest)
         self.parameters = size.parameters
         self.trainable = size.trainable
@@ -107,12 +108,13 @@ def too_slow(plan: Plan) -> list[str]:
         if args.learning_rate >= LEAST_OF_LORA:
             return []
         return [f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"]
-    if dtype == torch.float32 or stochastic_rounding(args) or any(sharding(args)):
+    by_chance = args.optim in LOW_BIT and "bf16_stochastic_round" in (args.optim_args or "")
+    if by_chance or any(sharding(args)):
         return []
-    spread = getattr(plan.policy.config, "initializer_range", 0.02)  # of the weights when their training began
-    drawn = torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * spread
-    share = moved_share([drawn.to(dtype)], args.learning_rate)
-    return [rounded_away(share)] if share < 0.5 else []
+    if args.learning_rate >= 0.005 * torch.finfo(dtype).eps:  # it moves half of weights drawn from N(0, 0.02)
+        return []
+    rounded = f"in {_dtype_name(dtype)} most weights round back to what they were before a step of this learning_rate"
+    return [f"{rounded}, and little may be learned; config.yaml's optim and optim_args keep small steps"]
 
 
 def doubts(plan: Plan) -> list[str]:
@@ -187,8 +189,6 @@ def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
         trained = f"{plan.trainable:,} trained by LoRA"
     model = plan.settings.model["pretrained_model_name_or_path"]
     attention = policy.keywords["attn_implementation"] or "sdpa, where the model has it"
-    if "sdpa" in attention and torch.cuda.is_available():
-        attention += ", without cuDNN's kernels"
     if policy.fallback:
         attention += f" ({policy.fallback})"
     columns = []
@@ -216,7 +216,10 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
     sampling = f"temperature {args.temperature:g}"
     if args.top_p < 1:
         sampling += f", top_p {args.top_p:g}"
-    schedule = args.lr_scheduler_type.value
+    sampling += f", {args.max_completion_length} tokens at most"
+    if plan.compiled:
+        sampling += f", {plan.compiled}"
+    schedule = f"{args.lr_scheduler_type.value}, {args.optim.value}"
     warm_up = args.get_warmup_steps(plan.steps)
     if warm_up:
         schedule += f" after {warm_up} steps of warm-up"
@@ -229,8 +232,7 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
             "the run",
             f"{plan.steps:,} optimizer steps; {sampled} completions are sampled at a time, {plan.calls:,} times",
         ),
-        ("", f"at most {plan.calls * sampled * args.max_completion_length:,} generated tokens"),
-        ("sampling", f"{sampling}, {args.max_completion_length} tokens at most"),
+        ("sampling", sampling),
         ("learning", f"learning_rate {args.learning_rate:g}, {schedule}; loss {args.loss_type}, {kl}"),
     ]
     name = "rewards"

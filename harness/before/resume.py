@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 from harness.before.plan import Plan
 from harness.errors import UserError
@@ -17,6 +18,7 @@ MAY_DIFFER = (
     "training.run_name",
     "training.report_to",
     "training.disable_tqdm",
+    "training.cache_implementation",  # where compiled sampling has failed
     "training.logging_",
     "training.log_",
     "training.save_",
@@ -98,7 +100,7 @@ def _check_same_settings(settings: Settings, folder: RunFolder) -> None:
     if not differ:
         return
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
-    problem = f"--resume: other settings than the run's: {changes}"
+    remedy = f"with its own it goes on: --config {quote(str(folder.settings_file))} --resume"
     if LENGTH.issuperset(differ):
-        problem += "; a run keeps its length: when it is done, it prints the command that goes on from its model"
-    raise UserError(problem)
+        remedy = "a run keeps its length: when it is done, it prints the command that goes on from its model"
+    raise UserError(f"--resume: other settings than the run's: {changes}; {remedy}")

@@ -5,6 +5,7 @@ These private names of upstream's trainers are used here and nowhere else; tests
     _step, _buffered_inputs              a checkpoint in the middle of a generation batch keeps what is left of it
     _calculate_rewards, _metrics         the best of each group is logged, as TRL logs the mean; placebos
     _logs                                the completions of a step, which an evaluation's would push out
+    _generate_single_turn                sampling is compiled in training alone
     _init_training_state                 upstream takes one step too many when a run is resumed from its last step, and
                                          logs and saves as often as its checkpoint says, not its arguments
 """
@@ -68,17 +69,31 @@ class Trainer(GRPOTrainer):
         args.reward_weights = [reward.weight for reward in rewards]
         if args.log_completions:
             keep_columns(rewards, others["train_dataset"].column_names)
+        if args.gradient_checkpointing:
+            # Once: upstream does it anew at each step, and leaves one hook more each time, for which what is compiled
+            # would be compiled again.
+            others["model"].enable_input_require_grads()
+            others["model"].enable_input_require_grads = lambda: None
         functions = [reward.for_trl() for reward in rewards]
         tokenizers = [reward.tokenizer for reward in rewards]
         with quiet():  # the reference model's weights are the policy's, whose bar has been seen
             super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
         if args.num_completions_to_print is None:
             self.num_completions_to_print = 0  # TRL's default is all of them at each log
-        if args.cache_implementation == "static" and not args.use_vllm:
-            self.generation_config.disable_compile = False  # TRL switches off what a static cache is for
         for reward, function in zip(rewards, self.reward_funcs, strict=True):
             if reward.model is not None:  # on its device now, or divided over several
                 reward.model = function
+
+    def _generate_single_turn(self, *args):
+        """Compiled with a static cache, but not in an evaluation: each other number of rows would be compiled anew."""
+        if self.args.cache_implementation != "static":
+            return super()._generate_single_turn(*args)
+        self.generation_config.disable_compile = not self.model.training  # TRL disables what a static cache is for
+        try:
+            return super()._generate_single_turn(*args)
+        except Exception as error:
+            error.add_note("training.cache_implementation: null samples without compiling, also with --resume")
+            raise
 
     def _calculate_rewards(self, *args, **kwargs):
         """(completions, rewards), of all processes; of a placebo each group's in another order, which teaches nothing.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from harness.before.cheats import cheats
-from harness.before.footprint import CUDA_CONTEXT, GB, moved_share, rounded_away, stochastic_rounding
+from harness.before.footprint import CUDA_CONTEXT, GB
 from harness.before.plan import Plan
 from harness.before.policy import load_reward_models
 from harness.during.trainer import Trainer
@@ -85,14 +85,6 @@ def _measure(plan: Plan) -> None:
     _print_signal(plan, usual)
     second_batch = usual.seconds[-max(1, round(plan.steps_per_call)) :]  # all is warm by then
     _print_costs(plan, peak, [mean(second_batch), longest], mean(worst.sampling))
-    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    moved = moved_share(trained, plan.args.learning_rate)
-    if moved < 0.5 and not stochastic_rounding(plan.args):
-        print(f"warning: {rounded_away(moved)}")
-    kl = max(log.get("kl") or 0 for log in usual.logs + worst.logs)
-    if kl > 1:
-        far = f"KL {kl:.1f} a token in these few steps: the model leaves what it was too fast"
-        print(f"warning: {far}; lower training.learning_rate")
 
 
 class Clock(TrainerCallback):
