@@ -105,7 +105,7 @@ REFUSED = {  # the place and a word, and questions
     ", turn 1: role: .*'function_call'": [[user(Q), {"from": "function_call", "value": "{}"}]],
     ", turn 2: content: .* required": [[user(Q), CALLED, {**TOOL, "content": None}]],
     ": no turn .* user's": [[], [ANSWER], [SYSTEM]],
-    ": .* list, got": [None, 3776],
+    ": (.* list, got|is null)": [None, 3776],
     " looks like messages": ["[{'role': 'user', 'content': 'x'} ...]"],
 }  # fmt: skip
 

@@ -35,7 +35,6 @@ IN_A_FILE = {
     "# mine\n1: {seed: 2}\n": ("2: 1: ", "unknown"),
     "samples: {held_out: 3}\ntraining: 3\n": ("2: training: ", "mapping"),
     "rewards:\n  emoji_rewrd: {weight: 1}\n": ("2: rewards.emoji_rewrd: ", "emoji_reward"),
-    "lora: true\n": ("1: lora: ", "mapping"),
     "samples:\n  questions: a\n": ("2: samples.questions: ", "[a]"),
     "rewards:\n  polite_reward: {bonus: 1}\n": ("2: rewards.polite_reward: ", "rewards.py"),
     "rewards:\n  emoji_reward: {max: 4}\n": ("2: rewards.emoji_reward.max: ", "max_emoji"),
