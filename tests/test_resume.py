@@ -124,7 +124,7 @@ def test_a_resumed_run_saves_and_logs_as_often_as_it_is_told_to(interrupted, tmp
     assert [path.name for path in RunFolder(tmp_path / "run").checkpoints()] == [f"checkpoint-{n}" for n in (5, 6)]
     out, err = capfd.readouterr()
     assert "trainer_state.json" not in err  # upstream says that they are the checkpoint's
-    assert "resumed from checkpoint-2, of 6 steps" in out and " 2/6 [" in err
+    assert "resumed from checkpoint-2, step 2 of 6" in out and " 2/6 [" in err
 
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"]

@@ -17,7 +17,8 @@ class Progress(ProgressCallback):
             return
         if state.global_step:
             self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
-            self.training_bar.write(f"resumed from checkpoint-{state.global_step}, of {state.max_steps} steps")
+            step = f"step {state.global_step} of {state.max_steps}"
+            self.training_bar.write(f"resumed from checkpoint-{state.global_step}, {step}")
         kl = "no KL, as beta is 0"
         if args.beta:
             kl = "KL: how far the policy is from the untrained one; it may rise slowly"
