@@ -29,9 +29,6 @@ from harness.keys import (
 from harness.rewards_file import use
 
 ROOT = Path(__file__).resolve().parent.parent
-# Of a section `dataset` that names a file. Without index_col pandas takes the first column for an index where each line
-# ends in a comma, and answers become questions.
-FILE_DEFAULTS = {"split": "train", "delimiter": "\t", "index_col": False}
 HELP = """\
 sections of config.yaml, and where their keys are documented:
   model      transformers AutoModelForCausalLM.from_pretrained   training   trl GRPOConfig
@@ -281,13 +278,13 @@ def _file_as_dataset(source: Values) -> Values:
     if first.is_dir() or not endings:
         return source
     ending = endings[-1]  # .csv of answers.csv.gz
-    defaults = dict(FILE_DEFAULTS)
-    if isinstance(files, dict):  # by split
-        del defaults["split"]
-    if ending != ".tsv":
-        del defaults["delimiter"]
-    if FORMATS[ending] != "csv":
-        del defaults["index_col"]
+    defaults: Values = {}
+    if not isinstance(files, dict):  # by split
+        defaults["split"] = "train"
+    if ending == ".tsv":
+        defaults["delimiter"] = "\t"
+    if FORMATS[ending] == "csv":  # or pandas takes the first column for an index where each line ends in a comma
+        defaults["index_col"] = False
     return defaults | source | {"path": FORMATS[ending], "data_files": files}
 
 

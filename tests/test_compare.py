@@ -13,6 +13,7 @@ from harness.tools import compare
 
 RANDOM = np.random.default_rng(0)
 FLAT = [0.0, 1.0] * 8
+REPORT = {"Report": {"attributes": {"seconds": 90.0}}}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,9 @@ def a_run(
     for step in range(5, steps + 1, 5):
         logs.append({"step": step, "reward": 7.0, **{f"rewards/{name}/mean": step for name in rewards}})
         logs.append({"step": step + 2, "eval_reward": 1.0})
-    (path / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": logs}))
+    (path / "rewards.py").touch()
+    state = {"global_step": steps, "log_history": logs, "stateful_callbacks": REPORT}
+    (path / "trainer_state.json").write_text(json.dumps(state))
     with (path / "samples.jsonl").open("w") as file:
         for i, row in enumerate(zip(*(scores for _, scores in rewards.values()), strict=True)):
             old = [score - gain if gain else score for score in row]
@@ -117,25 +120,16 @@ def test_runs_that_differ_by_their_seed_alone_and_their_placebos(capsys):
     assert "2 seeds (s2, ...): r +0.70 (too few for an interval)" in capsys.readouterr().out
 
 
-def test_what_a_run_has_lost_is_left_out(capsys):
+def test_a_run_without_its_answers_has_only_its_log(capsys):
     first, lost = (a_run(name, {"r": (1, FLAT)}) for name in "ab")
-    (Path(lost) / "config.yaml").unlink()
-    for runs in ([lost], [lost, first], [first, lost]):
-        assert ["r", *["32.50"] * len(runs)] in (found := rows(capsys, *runs)) and compare.TOTAL not in str(found)
     (Path(lost) / "samples.jsonl").write_text('{"question"')
     compare.main([first, lost])
-    assert "note: b: has no samples.jsonl" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note: b: has no samples.jsonl" in out and "no verdict" in out
 
 
-def test_what_nobody_set_does_not_differ(capsys):
-    """A run records defaults of ours; one of an older version, or of JSONL, has others of them."""
-    data = {"path": "csv", "data_files": "q.csv", "split": "train", "index_col": False}
-    new = {"dataset": data, "prompts": {"column": "q", "drop_empty": False, "system": None}, "lora": None}
-    old = {"dataset": {"path": "csv", "data_files": "old.tsv", "delimiter": "\t"}, "prompts": {"column": "q"}}
-    lora = {"dataset": data, "prompts": {"column": "q", "drop_empty": True}, "lora": {"r": 4}}
-    runs = [a_run(name, {"r": (1, FLAT)}, **of) for name, of in (("a", new), ("b", old), ("c", lora))]
-    assert rows(capsys, *runs)[-3:] == [
-        ["dataset.data_files", "q.csv", "old.tsv", "q.csv"],
-        ["lora.r", "–", "–", "4"],
-        ["prompts.drop_empty", "False", "False", "True"],
-    ]
+def test_settings_that_differ_are_shown(capsys):
+    same = {"rewards": {"r": (1, FLAT)}, "model": {"dtype": "auto"}}
+    runs = [a_run("a", **same, lora=None), a_run("b", **same, lora={"r": 4})]
+    found = rows(capsys, *runs)
+    assert ["minutes", "1.5", "1.5"] in found and found[-1] == ["lora.r", "–", "4"] and "dtype" not in str(found)

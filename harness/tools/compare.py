@@ -18,24 +18,13 @@ from scipy.special import stdtrit
 from harness.after.curves import draw_curves, reward_names
 from harness.after.verdict import FEWEST, Interval, Verdict, interval, verdict
 from harness.errors import UserError
-from harness.keys import Prompts, Samples
 from harness.reward import short, total
 from harness.run_folder import RunFolder, difference, flat
-from harness.settings import FILE_DEFAULTS
 
 LAST = 20  # steps of which a mean is taken
 TOTAL = "weighted total"  # stands among the rewards' names, and no function can have this one
 CODE = "rewards.py"
 SEEDS = ("training.seed", "training.data_seed")
-# A run's config.yaml has these although nobody has set them; that of an older version, or of another format, has not.
-DEFAULTS = flat(
-    {
-        "dataset": FILE_DEFAULTS,
-        "prompts": vars(Prompts(column="")),
-        "lora": None,
-        "samples": vars(Samples(questions=[])),
-    }
-)
 
 
 @dataclass
@@ -45,7 +34,7 @@ class Run:
     Args:
         folder: its output_dir.
         state: upstream's TrainerState.
-        weights: by reward; none where it has left only its log.
+        weights: by reward.
         samples: the lines of samples.jsonl that are held out, and answered after training.
     """
 
@@ -75,13 +64,12 @@ def read_run(path: Path) -> Run:
     """Raises UserError where the folder holds no run, or where no reward was logged."""
     folder = RunFolder(path)
     state = folder.state()
-    weights = folder.weights() if folder.settings_file.exists() else {}
     samples = folder.samples()
     if samples is None:
         print(f"note: {folder}: has no samples.jsonl, or a damaged one; its answers are left out")
         samples = []
     held_out = [sample for sample in samples if sample["held_out"] and sample["after"]]
-    return Run(folder, state, weights, held_out)
+    return Run(folder, state, folder.weights(), held_out)
 
 
 def training_table(runs: list[Run], names: list[str]) -> Table:
@@ -161,7 +149,7 @@ def settings_table(runs: list[Run]) -> Table:
     table = _table("What differs", runs)
     settings = [_settings(run) for run in runs]
     for key in sorted(set().union(*settings)):
-        values = [each.get(key, DEFAULTS.get(key)) for each in settings]
+        values = [each.get(key) for each in settings]
         cells = ["–" if value is None else str(value) for value in values]
         if len(set(cells)) == 1:
             continue
@@ -182,8 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = [read_run(path) for path in dict.fromkeys(options.folder)]
     logs = {str(run.folder): run.state["log_history"] for run in runs}
     names = reward_names(logs)
-    recorded = [run for run in runs if run.weights]
-    if recorded and all(run.weights == recorded[0].weights for run in runs):
+    if all(run.weights == runs[0].weights for run in runs):
         names.append(TOTAL)
 
     console = Console(markup=False, highlight=False)  # code of a reward may look like markup
@@ -191,11 +178,11 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(held_out_table(runs, names))
     if len(runs) > 1:
         console.print(difference_table(runs[0], runs[1:], names))
-    for run in recorded:
+    for run in runs:
         console.print(f"{run.folder}: {verdict_of(run.folder, run.samples)}")
-    for line in lines_of_seeds(recorded):
+    for line in lines_of_seeds(runs):
         console.print(line)
-    differing = settings_table(recorded)
+    differing = settings_table(runs)
     if differing.rows:
         console.print(differing)
     if png:
@@ -255,9 +242,7 @@ def _mean(run: Run, key: str) -> str:
 
 def _minutes(run: Run) -> str:
     """By the report, which knows the time before a resume too."""
-    report = run.state.get("stateful_callbacks", {}).get("Report")
-    if report is None:
-        return "–"
+    report = run.state["stateful_callbacks"]["Report"]
     return f"{report['attributes']['seconds'] / 60:.1f}"
 
 
@@ -284,8 +269,7 @@ def _verdict(folder: RunFolder, samples: list[dict]) -> Verdict:
 
 def _settings(run: Run) -> dict:
     """By dotted key, without its folder; as if they were such, whether it is a placebo and its rewards.py."""
-    file = run.folder.rewards_file
-    code = file.read_text(encoding="utf-8") if file.exists() else "not there"
+    code = run.folder.rewards_file.read_text(encoding="utf-8")
     settings = flat(run.folder.settings()) | {"--placebo": run.folder.is_placebo(), CODE: code}
     settings.pop("training.output_dir", None)
     return settings
