@@ -15,7 +15,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib.machinery import PathFinder
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -101,19 +100,12 @@ def in_place_of_a_package(error: Exception) -> str | None:
 
 
 def how_to_install(error: Exception) -> str | None:
-    """What to do where a package of requirements.txt is missing; None where none is."""
+    """What to do where a package is missing; None where it is something else that is wrong."""
     if not isinstance(error, ModuleNotFoundError):
         return None
     root = Path(__file__).resolve().parents[1]
-    text = (root / "requirements.txt").read_text(encoding="utf-8")
-    pins = [line for line in text.splitlines() if "==" in line and line[0] != "#"]
-    try:
-        for pin in pins:
-            version(pin.partition("==")[0])
-    except PackageNotFoundError:
-        remedy = f"{root}/.venv/bin/python has it after `make demo`, or pip install -r {root}/requirements.txt"
-        return f"{error.name}: is not installed for {sys.executable}; {remedy}"
-    return None
+    remedy = f"{root}/.venv/bin/python has it after `make demo`, or pip install -r {root}/requirements.txt"
+    return f"{error.name}: is not installed for {sys.executable}; {remedy}"
 
 
 def _say(line: str, status: int) -> int:
