@@ -71,18 +71,12 @@ class RunFolder:
         return {logged_name(name): entry["weight"] for name, entry in self.settings()["rewards"].items()}
 
     def titles(self) -> dict[str, str]:
-        """What each reward measures; {} where that was not recorded."""
-        return self._recorded("titles") or {}
+        """What each reward measures."""
+        return self.run()["titles"]
 
     def is_placebo(self) -> bool:
         """Whether it was started with --placebo."""
-        return bool(self._recorded("placebo"))
-
-    def _recorded(self, name: str) -> Any:
-        try:
-            return self.run().get(name)
-        except (OSError, ValueError):
-            return None
+        return bool(self.run().get("placebo"))
 
     def trained(self) -> dict[str, Any]:
         """Its settings, once it has left its model; raises UserError before that."""
@@ -96,8 +90,11 @@ class RunFolder:
         return (self.path / "adapter_config.json").exists()
 
     def run(self) -> dict[str, Any]:
-        """run.json; raises OSError or ValueError."""
-        return json.loads(self.run_file.read_text(encoding="utf-8"))
+        """run.json; raises UserError where it is missing or damaged."""
+        try:
+            return json.loads(self.run_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.run_file}: missing or damaged: {in_short(error)}") from error
 
     def samples(self) -> list[dict[str, Any]] | None:
         """The lines of samples.jsonl; None where there is no such file, or half of one."""
@@ -120,13 +117,11 @@ class RunFolder:
         """
         places = [self.path, *reversed(self.checkpoints())]  # of the same step the folder's own, which is complete
         files = [place / self.state_file.name for place in places]
-        newest: dict[str, Any] = {}
-        for file in [file for file in files if file.exists()][:2]:
-            state = _read_state(file)
-            if not newest or state["global_step"] > newest["global_step"]:
-                newest = state
-        if not newest:
+        there = [file for file in files if file.exists()]
+        states = [_read_state(file) for file in there[:2]]
+        if not states:
             raise UserError(f"{self}: holds no run (no trainer_state.json)")
+        newest = max(states, key=lambda state: state["global_step"])
         if not any("reward" in log for log in newest["log_history"]):
             raise UserError(f"{self}: no reward was logged; train for at least logging_steps steps")
         return newest
@@ -237,7 +232,6 @@ class RunFolder:
         where = f"traceback: {log}"
         try:
             if not failed_elsewhere():
-                log.parent.mkdir(parents=True, exist_ok=True)
                 log.write_text(traceback.format_exc(), encoding="utf-8")
         except OSError as problem:  # a full disk, for example: print the traceback instead
             traceback.print_exc()
@@ -278,9 +272,8 @@ class RunFolder:
 
 def _read_state(file: Path) -> dict[str, Any]:
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return state | {"global_step": int(state["global_step"]), "log_history": list(state["log_history"])}
-    except (ValueError, KeyError, TypeError) as error:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{file}: damaged: {in_short(error)}") from error
 
 

@@ -69,7 +69,7 @@ def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):
         with pytest.raises(UserError, match=word):
             folder.settings()
     folder.settings_file.write_text("rewards: {a: {weight: 1}, owner/judge: {weight: 0.5}}")
-    assert folder.weights() == {"a": 1, "judge": 0.5} and folder.titles() == {}
+    assert folder.weights() == {"a": 1, "judge": 0.5}
 
 
 def test_the_newest_state_of_a_run_is_read_wherever_it_is(tmp_path):

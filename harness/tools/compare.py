@@ -16,7 +16,7 @@ from rich.table import Table
 from scipy.special import stdtrit
 
 from harness.after.curves import draw_curves, reward_names
-from harness.after.verdict import FEWEST, Interval, Verdict, interval, verdict
+from harness.after.verdict import FEWEST, Interval, Verdict, answered, interval, verdict
 from harness.errors import UserError
 from harness.reward import short, total
 from harness.run_folder import RunFolder, difference, flat
@@ -35,7 +35,7 @@ class Run:
         folder: its output_dir.
         state: upstream's TrainerState.
         weights: by reward.
-        samples: the lines of samples.jsonl that are held out, and answered after training.
+        samples: the lines of samples.jsonl that are held out, and answered before and after training.
     """
 
     folder: RunFolder
@@ -55,7 +55,7 @@ class Run:
         """Of a reward, or the total: by question, without those to which it does not apply."""
         scores = {}
         for sample in self.samples:
-            rewards = sample[when]["rewards"] if sample[when] else {}
+            rewards = sample[when]["rewards"]
             scores[sample["question"]] = total(rewards, self.weights) if name == TOTAL else rewards.get(name)
         return Series(scores, dtype=float).dropna()
 
@@ -68,8 +68,7 @@ def read_run(path: Path) -> Run:
     if samples is None:
         print(f"note: {folder}: has no samples.jsonl, or a damaged one; its answers are left out")
         samples = []
-    held_out = [sample for sample in samples if sample["held_out"] and sample["after"]]
-    return Run(folder, state, folder.weights(), held_out)
+    return Run(folder, state, folder.weights(), answered(samples))
 
 
 def training_table(runs: list[Run], names: list[str]) -> Table:
