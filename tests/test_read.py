@@ -58,10 +58,9 @@ def test_groups_come_by_their_spread_and_are_whole(run, shown):
         return list(rows.groupby("group")[name].agg(lambda group: group.min() - group.max()).sort_values().index)
 
     last, first = kept(run, 3), kept(run, 1)
-    order, by_length = by_spread(last, "total"), by_spread(first, "length_reward")
-    assert by_length != by_spread(first, "total")
-    text = shown("--step", "1", "--sort", "length_reward", "--groups", "9")
-    assert GROUP.findall(text) == [("1", str(group)) for group in by_length]
+    order = by_spread(last, "total")
+    text = shown("--step", "1", "--groups", "9")
+    assert GROUP.findall(text) == [("1", str(group)) for group in by_spread(first, "total")]
     text = shown("--groups", "2")
     assert GROUP.findall(text) == [("3", str(group)) for group in order[:2]] and len(SCORES.findall(text)) == 8
     text = "".join(GROUP.split(text)[3].split())  # wrapped at 80 columns: without white space
@@ -131,7 +130,7 @@ def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path):
     none = changed(run, tmp_path, answer_reward=[float("nan")] * 16)
     rows = [  # a folder, arguments, what is named, and a word
         (run, ["--step", "9"], run, "completions_00009.parquet"),
-        (run, ["--sort", "emojis"], "emojis", "total, emoji_reward, length_reward, answer_reward"),
+        (run, ["--worst", "emojis"], "emojis", "total, emoji_reward, length_reward, answer_reward"),
         (none, ["--worst", "answer_reward"], "answer_reward", "no completion"),
         (half, [], half / FILE, "not readable"),
     ]

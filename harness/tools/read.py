@@ -1,7 +1,7 @@
 """Read what a run sampled: whole completions, with rewards, advantage and the columns that the rewards use.
 
 python -m harness read outputs/a                        # of the last step, the groups that differ most
-python -m harness read outputs/a --step 40 --sort length_reward
+python -m harness read outputs/a --step 40              # of that step
 python -m harness read outputs/a --worst answer         # of all steps, single completions with the lowest scores
 
 Completions are kept by training.log_completions: true; without them --worst shows the held-out answers.
@@ -92,7 +92,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the output_dir of a run")
     parser.add_argument("--step", type=int, help="default: the last one, and all with --worst")
     parser.add_argument("--groups", type=int, default=3, help="how many to show; default: 3")
-    parser.add_argument("--sort", default="total", metavar="REWARD", help="groups by the spread of this reward")
     parser.add_argument("--worst", metavar="REWARD", help="single completions instead, those with its lowest scores")
     options = parser.parse_args(arguments)
     run = RunFolder(options.folder)
@@ -112,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = run.weights()
     rows["total"] = [total(row, weights) for row in records(rows)]
     names = [name for name in ("total", *weights, "advantage") if name in rows]  # a reward may have lacked its column
-    by = options.worst or options.sort
+    by = options.worst or "total"
     for name in names:
         if short(name) == by:
             by = name
