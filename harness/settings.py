@@ -36,7 +36,6 @@ sections of config.yaml, and where their keys are documented:
   prompts, rewards, samples                                      the comments in config.yaml
   (every training key: python -c "from trl import GRPOConfig; help(GRPOConfig)")
 """
-PATHS = ("model.pretrained", "dataset.path", "dataset.data_", "training.output_dir")
 # What a line looks like that YAML does not read, with PyYAML's words in the line below it.
 HINTS = {
     r"escape|hexdecimal": r"a \ in double quotes; use single ones",
@@ -197,8 +196,6 @@ def read_yaml(path: Path, file: str) -> tuple[Values, Places]:
 
 def _note(node: yaml.Node | None, name: str, lines: list[str], places: dict[str, int]) -> None:
     """The line of each key below a node; raises YAMLError for what YAML would read as something else."""
-    if name.startswith(PATHS) and re.search(r"[\x00-\x1f]", str(node.value)):
-        raise yaml.MarkedYAMLError(problem=f"{name}: {node.value!r} holds an escape", problem_mark=node.start_mark)
     if isinstance(node, yaml.ScalarNode) and not node.style:  # without quotes: YAML joins what stands in several lines
         joined = lines[node.start_mark.line + 1 : node.end_mark.line + 1]
         if any(line.lstrip().startswith("- ") for line in joined):

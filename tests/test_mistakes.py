@@ -61,7 +61,6 @@ IN_A_FILE = {
     "prompts:\n  system: 'Don't'\n  limit: 3\n": ("2: ", "quote"),
     "lora: {r: 4\ntraining: {seed: 1}\n": ("1: ", "}"),
     "prompts:\n  column: @query\n": ("2: ", "quotes"),
-    'dataset:\n  data_files: {train: [a.csv, "..\\rows.csv"]}\n': ("2: ", "escape"),
     'training:\n  output_dir: "C:\\Users\\me"\n': ("2: ", "single ones"),
     "lora: null\n---\ntraining: {seed: 1}\n": ("2: ", "document"),
     "training:\n<<<<<<< HEAD\n  seed: 1\n=======\n": ("2: ", "git"),
