@@ -142,15 +142,13 @@ def _bounds(history: History, weights: dict[str, float]) -> tuple[float, float]:
     """The lowest and the highest weighted sum of the scores that were logged; unbounded where a reward logs none."""
     lowest = 0.0
     highest = 0.0
-    weighed = {name: weight for name, weight in weights.items() if weight}
-    for name, weight in weighed.items():
+    for name, weight in weights.items():
         _, lows = _points(history, f"rewards/{name}/min")
         _, highs = _points(history, f"rewards/{name}/max")
-        low = weight * min(lows, default=-math.inf)
-        high = weight * max(highs, default=math.inf)
-        lowest += min(low, high)
-        highest += max(low, high)
-    return (lowest, highest) if weighed else (-math.inf, math.inf)
+        ends = [weight * score for score in (*lows, *highs)]
+        lowest += min(ends, default=-math.inf)
+        highest += max(ends, default=math.inf)
+    return (lowest, highest) if weights else (-math.inf, math.inf)
 
 
 def _smoothed(values: pd.Series) -> pd.Series:
