@@ -70,19 +70,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def questions() -> Iterator[str]:
     """What is typed, up to an empty line or Ctrl-D; or each line of stdin that is not empty."""
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            if line.strip():
-                yield line.strip()
-        return
+    typed = sys.stdin.isatty()
     while True:
         try:
-            question = input("question: ").strip()
+            question = input("question: " if typed else "").strip()
         except EOFError:
             return
-        if not question:
+        if question:
+            yield question
+        elif typed:
             return
-        yield question
 
 
 def its_rewards(folder: RunFolder, entries: dict[str, dict]) -> list[Reward]:
