@@ -60,14 +60,14 @@ def test_differences_are_of_the_questions_that_both_runs_have(capsys):
     easy = RANDOM.normal(0, 3, 16)
     one, two = (easy + RANDOM.normal(0, 0.3, 16) for _ in range(2))
     first = a_run("a", {"r": (1, list(one))})
-    runs = [  # scores, number of the first question, what is paired, which difference is said
-        (two + 0.5, 0, "16, paired", interval(two + 0.5 - one, [one, two])),
-        (two + 0.5, 99, "other questions", "–"),
-        ([None] * 6 + list(two[6:]), 4, "12, paired", interval(two[6:12] - one[10:], [one, two])),
+    runs = [  # scores, number of the first question, how many both have, which difference is said
+        (two + 0.5, 0, "16", interval(two + 0.5 - one, [one, two])),
+        (two + 0.5, 99, "0", "–"),
+        ([None] * 6 + list(two[6:]), 4, "12", interval(two[6:12] - one[10:], [one, two])),
     ]
     others = [a_run(f"b{i}", {"r": (1, list(scores))}, ask=ask) for i, (scores, ask, *_) in enumerate(runs)]
     found = rows(capsys, first, *others)
-    assert ["questions", *(paired for _, _, paired, _ in runs)] in found
+    assert ["questions in both", *(paired for _, _, paired, _ in runs)] in found
     for other, (*_, difference) in zip(others, runs, strict=True):
         assert ["r", str(difference)] in rows(capsys, first, other)
     assert runs[0][-1].low > 0 and str(runs[0][-1]).startswith("+0.")  # which pairing makes plain

@@ -102,7 +102,7 @@ def held_out_table(runs: list[Run], names: list[str]) -> Table:
 def difference_table(first: Run, others: list[Run], names: list[str]) -> Table:
     """How much more than the first run the others score, on the held-out questions that both have answered."""
     table = _table(f"Held-out questions, the difference to {first.folder}", others)
-    table.add_row("questions", *[_questions(first, other) for other in others])
+    table.add_row("questions in both", *[_questions(first, other) for other in others])
     for name in names:
         scores = first.scores(name)
         table.add_row(short(name), *[_difference(scores, other.scores(name)) for other in others])
@@ -247,9 +247,7 @@ def _minutes(run: Run) -> str:
 
 def _questions(first: Run, other: Run) -> str:
     same = {sample["question"] for sample in first.samples} & {sample["question"] for sample in other.samples}
-    if not same:
-        return "other questions"
-    return f"{len(same)}, paired"
+    return str(len(same))
 
 
 def _difference(first: Series, other: Series) -> str:
