@@ -2,11 +2,12 @@
 
 import json
 
-from conftest import refused, use_rewards
+from conftest import ROOT, refused
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 import train_grpo
 from harness.before import cheats
+from harness.rewards_file import rewards_py, use
 from rewards import answer_reward as right
 
 GUESSED = "pays a list of eight and a denial as"
@@ -29,7 +30,8 @@ REWARDS = {  # its weight, what stands in its note (None: there is none), and th
 
 
 def test_each_reward_has_one_note_or_none(tiny, tmp_path, monkeypatch, capsys):
-    module = use_rewards("examples/maths_rewards.py", monkeypatch)
+    use(maths := ROOT / "examples/maths_rewards.py")
+    module = rewards_py()
     vars(module).update({name: reward for name, (_, _, reward) in REWARDS.items() if reward})
     entries = dict.fromkeys(("emoji_reward", "length_reward", "answer_reward"))
     entries |= {name: {"weight": weight} for name, (weight, _, _) in REWARDS.items()}
@@ -39,14 +41,15 @@ def test_each_reward_has_one_note_or_none(tiny, tmp_path, monkeypatch, capsys):
         rows.append(row | {"boxed": row["answer"], "answers": [row["answer"], "that"]})
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = [f"--dataset.data_files={tmp_path / 'rows.jsonl'}", f"--rewards={json.dumps(entries)}"]
-    check = [*tiny, *data, "--check", "--training.max_completion_length=120"]  # in which the 30 answers have no room
+    data += [f"--rewards_file={maths}", "--training.max_completion_length=120"]  # in which the 30 answers have no room
+    check = [*tiny, *data, "--check"]
     train_grpo.main(check)
     lines = [line.split(" ", 2) for line in capsys.readouterr().out.splitlines() if line.startswith("cheats: ")]
     assert [name for _, name, _ in lines] == [name for name, (_, words, _) in REWARDS.items() if words]
     assert [line for line in lines if REWARDS[line[1]][1] not in line[2]] == []
     module.contains = lambda completions, answer: [len(str(c)) / (len(str(c)) < 70) for c in completions]  # no list
     message = refused(check)
-    assert message.startswith("rewards.contains: raised ZeroDivisionError") and "on row 0" in message
+    assert "rewards.contains: raised ZeroDivisionError" in message and "on row 0" in message
     monkeypatch.setattr(cheats, "SLOW", -1)
     train_grpo.main(check)
     assert "cheats: contains is not asked further" in capsys.readouterr().out
