@@ -63,10 +63,11 @@ def test_a_run_begins_in_no_folder_that_holds_a_run_or_what_no_run_has_made(tmp_
 
 def test_settings_of_a_run_or_what_is_wrong_with_them(tmp_path):
     folder = RunFolder(tmp_path)
-    for text, word in ((None, "config.yaml"), ("", "damaged"), ("a: [", "damaged"), ("rewards: 3", "damaged")):
-        if text is not None:
-            folder.settings_file.write_text(text)
-        with pytest.raises(UserError, match=word):
+    with pytest.raises(UserError, match="config.yaml"):
+        folder.settings()
+    for text in ("", "a: [", "[1]", "rewards: 3"):
+        folder.settings_file.write_text(text)
+        with pytest.raises(UserError, match="damaged"):
             folder.settings()
     folder.settings_file.write_text("rewards: {a: {weight: 1}, owner/judge: {weight: 0.5}}")
     assert folder.weights() == {"a": 1, "judge": 0.5}
