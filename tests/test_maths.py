@@ -1,7 +1,5 @@
 """recipes/maths.yaml and the rewards that it names: tables of literal texts, and rows of GSM8K's shape."""
 
-import json
-
 import pytest
 from conftest import ROOT
 from datasets import Dataset
@@ -9,13 +7,6 @@ from datasets import Dataset
 import rewards as article
 import train_grpo
 from harness.rewards_file import rewards_py, use
-
-
-@pytest.fixture
-def maths():
-    use(ROOT / "examples/maths_rewards.py")
-    return rewards_py()
-
 
 NUMBER = [
     ("It is 72", "72", 1),
@@ -45,7 +36,9 @@ ENDS_IN_NUMBER = [
 ]
 
 
-def test_the_rewards_of_the_recipe(maths):
+def test_the_rewards_of_the_recipe():
+    use(ROOT / "examples/maths_rewards.py")
+    maths = rewards_py()
     found = maths.number_reward([text for text, *_ in NUMBER], answer=[answer for _, answer, _ in NUMBER])
     assert [(*row, score) for row, score in zip(NUMBER, found, strict=True) if score != row[2]] == []
     for reward in (maths.number_reward, article.answer_reward):
@@ -64,7 +57,4 @@ def test_the_recipe_takes_gsm8ks_columns_as_they_are_and_has_a_verdict(tiny, tmp
     train_grpo.main([*tiny, "--config", str(ROOT / "recipes/maths.yaml"), *file, "--dataset.split=train"])
     printed = capsys.readouterr().out
     assert "40 read: 30 to train on, 10 held out" in printed and "1 x number_reward" in printed
-    assert "number 0.00 (0.00 to 0.00)" in printed.splitlines()[-1]  # the tiny model cannot add
-    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")]
-    scores = [sample["after"]["rewards"]["number_reward"] for sample in samples if sample["held_out"]]
-    assert scores == [0] * 10  # and not None, as for answers without a number
+    assert "number 0.00 (0.00 to 0.00)" in printed.splitlines()[-1]  # it cannot add; of None no interval
