@@ -36,18 +36,6 @@ def test_other_data_in_a_file_of_settings_leave_nothing_of_the_articles(tmp_path
     assert read_settings(["--dataset.streaming", "true"]).dataset["path"] == "cl-nagoya/auto-wiki-qa"
 
 
-def test_training_on_conversations_with_columns_of_any_name_and_without_some_answers(tiny, rows, tmp_path):
-    """Columns by names that TRL passes to rewards too, or by which it trains otherwise, or that our settings have."""
-    others = {"weight": 1, "tools": [1], "messages": CHAT}
-    lines = [{"prompts": [{**CHAT[0], "content": row["query"]}, CHAT[1]], **others} for row in rows]
-    answers = [(row["answer"], None, "")[i % 3] for i, row in enumerate(rows)]
-    lines = [{**line, "answer": answer} for line, answer in zip(lines, answers, strict=True)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = [*tiny, "--dataset.data_files", str(tmp_path / "q.jsonl"), "--prompts.column", "prompts"]
-    train_grpo.main(arguments)
-    assert (tmp_path / "run/model.safetensors").exists()
-
-
 def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys):
     lines = [{"query": row["query"], "expected": row["answer"]} for row in rows]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -112,12 +100,17 @@ def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
     assert "answer_reward" in result.stdout and "emoji_reward" not in result.stdout
 
 
-def test_columns_of_every_type_reach_rewards_and_samples(tiny, rows, tmp_path, monkeypatch, capsys):
-    """A date, a decimal, bytes, nested lists and objects, from Parquet; the plan shows them as a reward gets them."""
+def test_conversations_and_columns_of_any_type_reach_rewards_and_samples(tiny, rows, tmp_path, monkeypatch, capsys):
+    """Names that TRL passes to rewards too, or by which it trains otherwise, or that our settings have; a date, a
+    decimal, bytes, nested lists and objects, from Parquet, which the plan shows as a reward gets them; no answer."""
     at = datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.UTC)
     others = {"day": at.date(), "at": at, "took": datetime.timedelta(seconds=3), "price": decimal.Decimal("3.10")}
     others |= {"image_bytes": b"\x00\xff", "reward_model": {"ground_truth": ["3776"], "style": "rule"}, "missing": None}
-    Dataset.from_list([{**row, **others} for row in rows]).to_parquet(tmp_path / "q.parquet")
+    lines = []
+    for i, row in enumerate(rows):
+        line = {"prompts": [{**CHAT[0], "content": row["query"]}, CHAT[1]], "weight": 1, "tools": [1], "messages": CHAT}
+        lines.append(line | {"answer": (row["answer"], None, "")[i % 3]} | others)
+    Dataset.from_list(lines).to_parquet(tmp_path / "q.parquet")
     got = {}
 
     def needs_all(completions, day, at, took, price, image_bytes, reward_model, missing):
@@ -125,8 +118,8 @@ def test_columns_of_every_type_reach_rewards_and_samples(tiny, rows, tmp_path, m
         return [0.0] * len(completions)
 
     monkeypatch.setattr(rewards, "needs_all", needs_all, raising=False)
-    source = ["--dataset.data_files", str(tmp_path / "q.parquet"), "--rewards.needs_all.weight", "1"]
-    train_grpo.main([*tiny, *source])
+    source = ["--dataset.data_files", str(tmp_path / "q.parquet"), "--prompts.column", "prompts"]
+    train_grpo.main([*tiny, *source, "--rewards.needs_all.weight", "1"])
     assert got == others
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert samples[-1]["price"] == "3.10" and samples[-1]["reward_model"] == others["reward_model"]
@@ -134,6 +127,7 @@ def test_columns_of_every_type_reach_rewards_and_samples(tiny, rows, tmp_path, m
     missing = "warning: missing, which needs_all asks for, is empty in 227 rows"
     for words in ("day datetime.date(2024, 1, 1) (date)", "price Decimal('3.10') (Decimal)", missing):
         assert words in plan
+    assert "note: the column tools is left out" in plan and "note: the column missing is empty" in plan
 
 
 SHARE = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
