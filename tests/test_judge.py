@@ -7,22 +7,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from conftest import REWARDS, ROOT
+from conftest import REWARDS, ROOT, weights
 
-from harness.errors import RewardError, UserError
+import train_grpo
+from harness.errors import RewardError, RunError, UserError
 from harness.reward import load_rewards
 from harness.rewards_file import rewards_py, use
+from harness.run_folder import RunFolder
+
+NONE = 10**9  # more than it is asked
 
 
 class Judge(ThreadingHTTPServer):
-    """Grades by the length of what it is asked; the first `fails` by `status`, or hung up on where that is 0."""
+    """Grades by the length of what it is asked. The first `fails` it answers by `status`; it hangs up where that is 0,
+    and on those behind `dies_after`."""
 
     request_queue_size = 128
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
         self.url, self.waits_for = f"http://127.0.0.1:{self.server_port}", threading.Barrier(1)
-        self.asked, self.fails, self.status = 0, 0, 503
+        self.asked, self.fails, self.status, self.dies_after = 0, 0, 503, NONE
         self.at_once, self.most, self.lock = 0, 0, threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -47,7 +52,7 @@ class Answers(BaseHTTPRequestHandler):
         with judge.lock:
             judge.at_once -= 1
         status = judge.status if judge.asked <= judge.fails else 200
-        if not status:
+        if not status or judge.asked > judge.dies_after:
             return self.connection.close()
         told = "no idea" if "none" in question else f"Grade: {len(question) % 11}"
         body = json.dumps({"choices": [{"message": {"role": "assistant", "content": told}}]}).encode()
@@ -97,3 +102,24 @@ def test_a_judge_that_is_gone_too_slow_or_refuses_ends_with_its_address_and_what
     with pytest.raises(RewardError, match=f"{judge.url}: ReadTimeout"):
         graded(judge.url, ["ab"], seconds=0.2)
     assert judge.asked == 4
+
+
+def test_a_run_whose_judge_goes_is_resumed_exactly_from_its_newest_checkpoint(judge, tiny, tmp_path):
+    arguments = [*tiny, "--rewards_file", str(tmp_path / "rewards.py"), "--rewards.judge_reward.weight", "1"]
+    arguments += ["--training.max_steps", "6", "--training.save_steps", "2", "--training.num_iterations", "2"]
+    arguments += ["--rewards.judge_reward.server", judge.url]
+    judge.dies_after = 2 + 64 + 16 + 8  # the check, the samples, one generation batch, half of the second
+    with pytest.raises(RunError, match=f"judge_reward: raised .*{judge.url}.*--resume"):
+        train_grpo.main(arguments)
+    assert RunFolder(tmp_path / "run").newest_complete().name == "checkpoint-4"
+    judge.dies_after = NONE
+    train_grpo.main([*arguments, "--resume"])
+    arguments += ["--training.output_dir", str(tmp_path / "whole")]
+    judge.asked, judge.dies_after = 0, 2 + 64 + 2 * 16  # it goes in the last asking, which alone is to be done again
+    with pytest.raises(RunError, match=f"{judge.url}.*--resume asks them"):
+        train_grpo.main(arguments)
+    whole = weights(tmp_path / "whole")
+    judge.dies_after = NONE
+    train_grpo.main([*arguments, "--resume"])
+    assert weights(tmp_path / "run") == whole == weights(tmp_path / "whole")
+    assert all(sample["after"] for sample in RunFolder(tmp_path / "whole").samples())
