@@ -54,11 +54,9 @@ def test_limit_reads_the_first_rows_which_streaming_has_to_have(load, rows):
 
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 ALTERNATE = "{% if messages | length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
-NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
 ASKED = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TEMPLATES = [  # the policy's template, what is laid over the demo's settings, key and words of the message
     (NO_SYSTEM + ASKED, ["--prompts.system", "短く"], "prompts.system: row 0, .*System role not supported"),
-    (NEEDS_SYSTEM + ASKED, [], "row 0, .*no system turn"),
     (ALTERNATE + ASKED, ["--prompts.column", "turns"], "prompts.column: row 3, .*'user', 'user'.*roles must alternate"),
     ({"a": ASKED, "b": ASKED}, [], "row 0, .*chat template"),
     (NO_SYSTEM + ASKED, [], None),
@@ -79,10 +77,3 @@ def test_what_a_chat_template_refuses_is_named(load, tmp_path, tokenizer):
         if (said is None) != (expected is None) or (expected and not re.search(expected, said)):
             wrong.append((arguments, said))
     assert wrong == []
-
-
-def test_names_that_are_taken_and_empty_columns_are_said(load, tmp_path, capsys):
-    (tmp_path / "rows.jsonl").write_text('{"query": "q", "completion": 1, "nothing": null}\n')
-    assert set(load().train.column_names) == {"query", "nothing", "prompt"}
-    out = capsys.readouterr().out
-    assert "note: the column completion is left out" in out and "note: the column nothing is empty" in out
