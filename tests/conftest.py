@@ -97,11 +97,11 @@ SIX_STEPS = ["--training.max_steps", "6", "--training.save_steps", "2"]
 
 
 def dies_in_step(number: int, arguments: list[str]) -> None:
-    """A run that ends at once in that step, as one that is killed does; two steps before, something is warned of."""
+    """A run that ends at once in that step, as one that is killed does; in its second one, something is warned of."""
     step = GRPOTrainer.training_step
 
     def dies(self, *args, **kwargs):
-        if self.state.global_step == number - 3:
+        if self.state.global_step == 1:
             (watch,) = [each for each in self.callback_handler.callbacks if isinstance(each, Watch)]
             watch.warn(self.state, "cause", "seen before the kill")
         if self.state.global_step == number - 1:
