@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REWARDS, ROOT, dies_in_step, refused, weights
+from conftest import REWARDS, dies_in_step, refused, weights
 
 import train_grpo
-from harness.after import report
 from harness.during.checkpoints import Checkpoints
-from harness.errors import RewardError, RunError, UserError
+from harness.errors import RunError
 from harness.files import fault, seal
 from harness.run_folder import RunFolder
-from harness.tools import merge
 
 
 def logs(folder, key="loss") -> dict[int, float]:
@@ -23,14 +21,11 @@ def logs(folder, key="loss") -> dict[int, float]:
     return {log["step"]: log[key] for log in history if key in log}
 
 
-def test_other_rewards_refuse_to_resume_and_the_difference_is_shown(interrupted, tmp_path):
+def test_other_rewards_or_data_or_a_damaged_record_refuse_to_resume(interrupted, tmp_path):
     changed = REWARDS.read_text(encoding="utf-8").replace("float(min(", "-float(min(")
     (tmp_path / "mine.py").write_text(changed, encoding="utf-8")
     message = refused([*interrupted, "--resume", "--rewards_file", str(tmp_path / "mine.py")])
     assert "mine.py is not the run's: -    return [float(min(" in message and "| +    return [-float(min(" in message
-
-
-def test_other_data_or_a_damaged_record_refuse_to_resume(interrupted, tmp_path):
     file = tmp_path / "run/run.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"data_sha256": "0" * 64, "rows": 226}))
@@ -62,66 +57,21 @@ def test_resumed_exactly(settings, tiny, tmp_path):
     assert logs(tmp_path / "run", "eval_reward") == logs(tmp_path / "whole", "eval_reward")
 
 
-def test_more_steps_are_a_new_run_with_the_command_that_a_run_prints(tiny, tmp_path, capsys):
-    tiny += ["--training.max_steps", "2"]
-    train_grpo.main(tiny)
-    goes_on = capsys.readouterr().out.split("go on: ")[1].splitlines()[0]
-    message = refused([*tiny, "--resume", "--training.max_steps", "4"])
-    assert "training.max_steps 2 -> 4; a run keeps its length" in message
-    train_grpo.main(goes_on.split("train_grpo.py ")[1].split())
-    assert weights(tmp_path / "run-more") != weights(tmp_path / "run")
-
-
-def test_an_adapter_is_merged_first_with_the_command_that_is_printed(tiny, tmp_path, capsys):
-    tiny += ["--training.max_steps", "1"]
-    lora = ["--config", str(ROOT / "recipes/lora.yaml"), "--training.output_dir", str(tmp_path / "lora")]
-    train_grpo.main([*tiny, *lora])
-    assert "\nmerge it: " in capsys.readouterr().out
-    start = ["--model.pretrained_model_name_or_path"]
-    message = refused([*tiny, *start, str(tmp_path / "lora")])
-    assert "python -m harness merge " in message
-    merge.main([message.split("harness merge ")[1].split(";")[0]])
-    train_grpo.main([*tiny, *start, f"{tmp_path}/lora-merged"])
-    assert (tmp_path / "run/model.safetensors").exists() and torch.get_default_dtype() == torch.float32
-
-
-def test_a_judge_that_hangs_up_in_the_last_asking_costs_the_asking_only(tiny, tmp_path, monkeypatch):
-    asked, ask = [], report.ask
-
-    def hangs_up(*args):
-        asked.append(None)
-        if len(asked) == 2:
-            raise RewardError("rewards.judge: raised ConnectionError: it hung up")
-        return ask(*args)
-
-    monkeypatch.setattr(report, "ask", hangs_up)
-    with pytest.raises(RunError, match="rewards.judge: rai"):
-        train_grpo.main(tiny)
-    before = weights(tmp_path / "run")
-    train_grpo.main([*tiny, "--resume"])
-    assert weights(tmp_path / "run") == before
-    assert all(sample["after"] for sample in RunFolder(tmp_path / "run").samples())
-
-
-def test_resume_keeps_the_before_side_and_what_was_warned_of(interrupted, tmp_path):
-    run = tmp_path / "run"
-    rows = [json.loads(line) for line in (run / "samples.jsonl").open()]
-    rows[0]["before"]["completion"] = "kept, not made again"
-    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    free = ["--training.logging_steps", "2", "--samples.questions", "[富士山の高さは?, 新しい質問は?]"]  # do not matter
-    train_grpo.main([*interrupted, "--resume", *free])
-    after = [json.loads(line) for line in (run / "samples.jsonl").open()]
-    assert after[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in after)
-    assert [row["question"] for row in after if not row["before"]] == ["新しい質問は?"]
-    assert "step 3: seen before the kill" in (run / "README.md").read_text(encoding="utf-8")
-
-
-def test_a_resumed_run_saves_and_logs_as_often_as_it_is_told_to(interrupted, tmp_path, capfd):
+def test_resume_keeps_the_before_side_and_what_was_warned_of_and_saves_as_it_is_told_to(interrupted, tmp_path, capfd):
+    folder = RunFolder(tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoint-4")
-    train_grpo.main([*interrupted, "--resume", "--training.save_steps", "5", "--training.logging_steps", "4"])
-    state = RunFolder(tmp_path / "run").state()
-    assert {log["step"] for log in state["log_history"] if "loss" in log} == {1, 2, 4, 5, 6}  # each save logs
-    assert [path.name for path in RunFolder(tmp_path / "run").checkpoints()] == [f"checkpoint-{n}" for n in (5, 6)]
+    rows = folder.samples()
+    assert all(row["before"] and row["after"] is None for row in rows)
+    rows[0]["before"]["completion"] = "kept, not made again"
+    folder.write_samples(rows)
+    free = ["--samples.questions", "[富士山の高さは?, 新しい質問は?]"]  # do not matter
+    train_grpo.main([*interrupted, "--resume", *free, "--training.save_steps", "5", "--training.logging_steps", "4"])
+    rows = folder.samples()
+    assert rows[0]["before"]["completion"] == "kept, not made again" and all(row["after"] for row in rows)
+    assert [row["question"] for row in rows if not row["before"]] == ["新しい質問は?"]
+    assert "step 1: seen before the kill" in folder.card.read_text(encoding="utf-8")
+    assert {log["step"] for log in folder.state()["log_history"] if "loss" in log} == {1, 2, 4, 5, 6}  # each save logs
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-5", "checkpoint-6"]
     out, err = capfd.readouterr()
     assert "trainer_state.json" not in err  # upstream says that they are the checkpoint's
     assert "resumed from checkpoint-2, step 2 of 6" in out and " 2/6 [" in err
@@ -130,7 +80,6 @@ def test_a_resumed_run_saves_and_logs_as_often_as_it_is_told_to(interrupted, tmp
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"]
 DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "emptied": lambda path: path.write_bytes(b""),
     "flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
     "deleted": lambda path: path.unlink(),
 }
@@ -149,32 +98,28 @@ def test_every_damage_to_every_file_is_found_and_the_older_checkpoint_used(inter
             shutil.rmtree(copy)
 
 
-def test_without_a_complete_checkpoint_a_run_begins_only_with_auto(interrupted, tmp_path):
+def test_without_a_complete_checkpoint_there_is_nothing_to_resume(interrupted, tmp_path):
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     assert "no complete checkpoint" in refused([*interrupted, "--resume"])
     assert not list((tmp_path / "run").glob("checkpoint-*"))  # they have been set aside
     assert "start anew without --resume" in refused([*interrupted, "--resume"])
     assert "no run to resume" in refused([*interrupted, "--training.output_dir", str(tmp_path / "none"), "--resume"])
-    (tmp_path / "run/_set-aside-1-checkpoint-2").rename(tmp_path / "run/checkpoint-2")
-    train_grpo.main([*interrupted, "--resume", "auto"])
-    steps = [log["step"] for log in RunFolder(tmp_path / "run").state()["log_history"] if "loss" in log]
-    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_settings_that_change_the_training_or_are_damaged_refuse_to_resume(interrupted, tmp_path):
     changed = {
         "--training.learning_rate=1e-3": "training.learning_rate 0.0006 -> 0.001",
         "--rewards.emoji_reward.max_emoji=2": "rewards.emoji_reward.max_emoji 4 -> 2",
+        "--training.max_steps=7": "training.max_steps 6 -> 7",
         "--lora.r=4": "lora.r None -> 4",
         "--placebo": "--placebo False -> True",
     }
     message = refused([*interrupted, "--resume", *changed])
     assert [words for words in changed.values() if words not in message] == []
     train_grpo.main([*message.split("goes on: ")[1].split(), "--check"])
-    for content in (b"", b"\xff\xfe", b"[1]", b"a: [", b"7"):
-        (tmp_path / "run/config.yaml").write_bytes(content)
-        assert "config.yaml: damaged" in refused([*interrupted, "--resume"]), content
+    (tmp_path / "run/config.yaml").write_bytes(b"\xff\xfe")
+    assert "config.yaml: damaged" in refused([*interrupted, "--resume"])
     none_to_resume = ["--training.save_only_model", "true", "--resume", "auto"]
     assert refused([*interrupted, *none_to_resume]).startswith("training.save_only_model: ")
 
@@ -211,22 +156,6 @@ def test_resuming_never_executes_what_a_checkpoint_carries(interrupted, tmp_path
         with pytest.raises(RunError, match="[Ww]eights.only"):
             train_grpo.main([*interrupted, "--resume", "--training.output_dir", str(copy)])
         assert not (tmp_path / "executed").exists(), name
-
-
-def test_loading_a_policy_never_executes_what_it_carries(tiny, policy, tmp_path):
-    pickled, coded = tmp_path / "pickled", tmp_path / "coded"
-    for folder in (pickled, coded):
-        shutil.copytree(policy, folder)
-    (pickled / "model.safetensors").unlink()
-    torch.save(Bomb(tmp_path / "executed"), pickled / "pytorch_model.bin")
-    config = json.loads((coded / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
-    (coded / "config.json").write_text(json.dumps(config))
-    (coded / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n")
-    for folder in (pickled, coded):
-        with pytest.raises((UserError, RunError)):
-            train_grpo.main([*tiny, "--model.pretrained_model_name_or_path", str(folder)])
-        assert not (tmp_path / "executed").exists(), folder
 
 
 def test_the_best_checkpoint_is_kept_also_where_its_folder_is_named_in_another_way(tmp_path, monkeypatch):
