@@ -22,9 +22,7 @@ def terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def a_run(
-    folder: str, rewards: dict[str, tuple[float, list]], steps: int = 40, ask: int = 0, gain=0, **sections
-) -> str:
+def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps=40, ask=0, gain=0, **sections) -> str:
     """A run with each reward's weight and its scores after training, of the questions from number `ask` on."""
     (path := Path(folder)).mkdir()
     settings = {"rewards": {name: {"weight": weight} for name, (weight, _) in rewards.items()}}
@@ -39,11 +37,10 @@ def a_run(
     (path / "trainer_state.json").write_text(json.dumps(state))
     with (path / "samples.jsonl").open("w") as file:
         for i, row in enumerate(zip(*(scores for _, scores in rewards.values()), strict=True)):
-            old = [score - gain if gain else score for score in row]
-            before, after = (
-                {"completion": "", "rewards": dict(zip(rewards, each, strict=True))} for each in (old, row)
-            )
-            sample = {"question": f"{ask + i}?", "held_out": True, "before": before, "after": after}
+            sample = {"question": f"{ask + i}?", "held_out": True}
+            for side, less in (("before", gain), ("after", 0)):
+                scores = [score - less if less else score for score in row]
+                sample[side] = {"completion": "", "rewards": dict(zip(rewards, scores, strict=True))}
             file.write(json.dumps(sample) + "\n")
     return folder
 
