@@ -9,13 +9,10 @@ import tarfile
 from pathlib import Path
 
 import nbformat
-import pytest
-from conftest import ROOT
+from conftest import REWARDS, ROOT
 from nbclient import NotebookClient
 
-ENGLISH, JAPANESE = (
-    nbformat.read(ROOT / "notebooks" / name, 4) for name in ("grpo_in_colab.ipynb", "grpo_in_colab.ja.ipynb")
-)
+ENGLISH, JAPANESE = (nbformat.read(ROOT / f"notebooks/grpo_in_colab{end}.ipynb", 4) for end in ("", ".ja"))
 # Laid over the cell `settings`: the demo's model in place of the real one, and a CPU in place of the T4.
 SMALL = """
 REPOSITORY = "{repository}"
@@ -25,6 +22,7 @@ SETTINGS = (
     " --training.per_device_train_batch_size 8 --training.gradient_accumulation_steps 2"
 )
 """
+MISTAKE = 'from train_grpo import main\nmain(["--training.learnin_rate", "1"])'
 VERDICT = r"(learned|lost|unchanged|unclear|hacked) in this run: "
 SHOWN = {  # in the output of each cell
     "taste": rf"Teaching a model of (?s:.*)\n{VERDICT}(?s:.*)image/png",
@@ -48,6 +46,7 @@ def repository(folder: Path) -> Path:
     """A git repository with the files as they are now, whose demo is taught for three rounds instead of 60."""
     left_out = (".git", ".venv", "outputs", "model", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    shutil.copy(REWARDS, folder)
     build = folder / "demo/build.py"
     build.write_text(build.read_text(encoding="utf-8").replace("epochs=60", "epochs=3"), encoding="utf-8")
     git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
@@ -56,21 +55,20 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def kernel(tmp_path, monkeypatch) -> None:
+def test_every_cell_runs_and_shows_what_it_is_for(tmp_path, monkeypatch):
     """Kernels find this Python's programs, write nothing into the home folder, and pip downloads nothing."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-
-
-def test_every_cell_runs_and_shows_what_it_is_for(tmp_path, kernel):
     notebook = nbformat.from_dict(ENGLISH)
     place = 1 + next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     notebook.cells.insert(place, nbformat.v4.new_code_cell(SMALL.format(repository=repository(tmp_path / "remote"))))
+    notebook.cells.append(nbformat.v4.new_code_cell(MISTAKE, metadata={"tags": ["raises-exception"]}))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    nbformat.write(notebook, tmp_path / "executed.ipynb")
+    *said, end = notebook.cells.pop().outputs
+    assert end.traceback == ["error: training.learnin_rate: unknown, did you mean learning_rate?"]
+    assert [output for output in said if "TqdmWarning" not in output.text] == []  # that ipywidgets is not installed
     found = {cell.id: shown(cell) for cell in notebook.cells if cell.cell_type == "code" and cell.id in SHOWN}
     assert set(found) == set(SHOWN)
     wrong = {name: text for name, text in found.items() if not re.search(SHOWN[name], text)}
@@ -87,16 +85,6 @@ def test_both_notebooks_have_the_same_code_and_no_outputs():
     code = [[cell for cell in each.cells if cell.cell_type == "code"] for each in (ENGLISH, JAPANESE)]
     assert cells[0] == cells[1] and code[0] == code[1]
     assert [cell.id for cell in code[0] if cell.outputs or cell.execution_count] == []
-
-
-def test_a_mistake_of_main_in_a_cell_is_one_line(kernel):
-    cell = nbformat.v4.new_code_cell('from train_grpo import main\nmain(["--training.learnin_rate", "1"])')
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": str(ROOT)}}).execute()
-    *said, end = notebook.cells[0].outputs
-    expected = "error: training.learnin_rate: unknown, did you mean learning_rate?"
-    assert end.traceback == [expected]
-    assert [output for output in said if "TqdmWarning" not in output.text] == []  # that ipywidgets is not installed
 
 
 def test_what_a_notebook_installs_is_what_a_run_needs_but_for_torch():
