@@ -24,10 +24,6 @@ from harness.run_folder import RunFolder
 STEPS = [*SIX_STEPS, "--training.num_iterations", "2"]
 
 
-def card(folder: Path) -> str:
-    return (folder / "README.md").read_text(encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, policy) -> bytes:
     """The final weights of the run of STEPS."""
@@ -61,7 +57,7 @@ def test_a_fault_in_any_phase_loses_nothing(tiny, tmp_path, uninterrupted, what)
         (tmp_path / "disk-copy/run").rename(run)
     newest = RunFolder(run).checkpoints()[-1]
     assert newest.name == f"checkpoint-{step}" and fault(newest) is None
-    assert not (run / "model.safetensors").exists() and "**Unfinished" in card(run)
+    assert not (run / "model.safetensors").exists() and "**Unfinished" in RunFolder(run).card.read_text()
     train_grpo.main([*tiny, *STEPS, "--resume"])
     assert weights(run) == uninterrupted
 
@@ -168,7 +164,8 @@ def test_a_lost_upload_costs_nothing_and_none_finds_half_a_file(tiny, tmp_path, 
     with pytest.raises(RunError, match=f"ConnectionError.*hf upload me/run {run} --exclude"):
         train_grpo.main([*tiny, *PUSH, "--training.save_steps", "2"])
     assert len(uploads) == 3  # of checkpoints the first two
-    assert weights(run) and fault(RunFolder(run).newest_complete()) is None and "Unfinished" not in card(run)
+    assert weights(run) and fault(RunFolder(run).newest_complete()) is None
+    assert "Unfinished" not in RunFolder(run).card.read_text()
     ours = {"README.md", "reward_curves.png", "samples.jsonl", "status.json", "config.yaml", "rewards.py", "run.json"}
     assert ours <= {path.name for path in written if path.parent == run}
     assert all(name.startswith("_") for name in written.values())
