@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,8 +33,6 @@ from harness.settings import Settings
 
 NAME = "model.pretrained_model_name_or_path"
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
-# Of LoraConfig.init_lora_weights; what peft will have beside these is taken for one that changes base weights.
-LEAVES_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass
@@ -155,7 +153,13 @@ def changes_base(lora: LoraConfig) -> bool:
 
     It does so again when it is loaded from its folder; but switched off, it leaves no model that ever was.
     """
-    return lora.init_lora_weights not in LEAVES_BASE
+    weight = torch.arange(64.0 * 64).square().sin().view(64, 64)  # as good as random
+    start = LoraConfig(init_lora_weights=lora.init_lora_weights, loftq_config=lora.loftq_config, target_modules=["0"])
+    with torch.random.fork_rng():
+        layer = torch.nn.Linear(64, 64)
+        layer.weight.data = weight.clone()
+        get_peft_model(torch.nn.Sequential(layer), start)
+    return not torch.equal(layer.weight, weight)
 
 
 def load_reward_models(rewards: list[Reward]) -> None:
