@@ -77,6 +77,7 @@ ACCEPTED = {
     "capital letters": ([{"Role": "User", "Content": Q, "toolID": 1}], [user(Q, toolID=1)],
                         "Role is read as role", "Content is read as content", "the role User is read as user"),
     "a single message": (user(Q), [user(Q)]),
+    "messages one deeper": ({"messages": [user(Q)]}, [user(Q)]),
     "lists in a mapping": ({"role": ["user", "assistant", "user"], "content": ["x", A, Q]}, CHAT),
     "JSON as text": (json.dumps([user("x"), CALLED, TOOL]), [user("x"), CALLED, TOOL], "text that holds messages"),
     "Python as text": (str([user(Q), ANSWER]), [user(Q)], "text that holds messages", "it is cut off"),
