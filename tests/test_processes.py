@@ -126,6 +126,7 @@ def test_a_mistake_in_the_launchers_own_arguments(monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setattr(stop, "listen", lambda *_: None)
     mistakes = {
+        "--num_processes 0 train_grpo.py": "--num_processes 0: starts nothing",
         "--num_processes 2 nope.py": "nope.py: there is no such script",
         "--config_file nope.yaml --num_processes 2 train_grpo.py": "launch: The passed configuration file",
     }

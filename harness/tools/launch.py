@@ -43,6 +43,8 @@ def launch_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not (options.module or options.no_python or Path(options.training_script).exists()):
         raise UserError(f"{options.training_script}: there is no such script; name train_grpo.py, then its arguments")
+    if options.num_processes is not None and options.num_processes < 1:
+        raise UserError(f"--num_processes {options.num_processes}: starts nothing; give the number of GPUs")
     config = Path(options.config_file or default_config_file)
     machines_given = options.num_machines or (config.exists() and "num_machines" in config.read_text())
     if not machines_given and not options.main_process_port:
