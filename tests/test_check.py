@@ -32,7 +32,7 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--model.pretrained_model_name_or_path LICENSE", "model.pretrained_model_name_or_path: ", "LICENSE"),
     ("--lora.target_modules [q_prj]", "lora.target_modules: ", "q_proj"),
     ("--lora.target_modules [q_proj,v_prj]", "lora.target_modules: ", "v_prj"),
-    ("--lora.init_lora_weights loftq --lora.r 4", "lora.init_lora_weights: ", "scipy"),
+    ("--lora.init_lora_weights loftq --lora.r 4", "lora.init_lora_weights: ", "loftq_config"),
     ("--lora.init_lora_weights pissa", "lora.init_lora_weights: ", "reference"),  # beta is 0.04
     ("--lora {init_lora_weights:\u00a0olora}", "lora: ", "reference"),
     ("--lora.init_lora_weights pissa_niter_4 --training.beta 0", "lora.init_lora_weights: ", "niter"),
