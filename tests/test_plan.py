@@ -214,11 +214,12 @@ AT_ONCE = ["--training.per_device_train_batch_size=512", "--samples.held_out=0"]
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["lost everything", "round back", "roughly"]),
-    (["--training.save_strategy", "no"], ["warning: save_strategy", "warnings above: 1; "], ["nothing found"]),
+    (["--training.save_strategy", "no"], ["warning: save_strategy", "warnings above: 2; "], ["nothing found"]),
     (["--model.attn_implementation", "flash_attention_2"], ["sdpa", "not flash_attention_2: "], []),
     (SMALL, ["round back"], []),
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
     (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times"], []),
+    (["--rewards.answer_reward.f1=true"], ["nothing found"], ["cheats"]),
     (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times"], []),
     (["--training.activation_checkpointing=true", *AT_ONCE], ["activations 2.5"], []),  # 5.2 without
     ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
