@@ -18,7 +18,7 @@ zoo: demo-hacked
 	    --config demo/config.yaml --config demo/zoo/$$each.yaml --resume auto || exit; done
 	PYTHONPATH=. .venv/bin/python demo/zoo/draw.py outputs/demo-hacked outputs/zoo/frog outputs/zoo/owl outputs/zoo/fox
 
-real: demo/real/model/config.json  # a real model of 135 million parameters, on the CPU: about 20 minutes on two cores
+real: demo/real/model/config.json  # a real model, 135M parameters, on the CPU: about 20 minutes on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python train_grpo.py --config recipes/cpu.yaml --config demo/real/config.yaml
 
 train: .venv/installed

@@ -1,7 +1,7 @@
 """Reward functions: plain text in, one float per completion out. This file is yours to edit.
 
     python rewards.py "富士山は3776mです🗻✨" "はい"    # each reward of each text; --config as in train_grpo.py, --help
-    python rewards.py < answers.txt                    # one row a line
+    python rewards.py < answers.txt                    # one row per line
 
 A reward takes `completions` (strings, or lists of chat messages), any column of the data set under its own name (here
 `answer`), and its own settings with their defaults. `**kwargs` may be left out; TRL alone needs it. To add a reward,

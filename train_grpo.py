@@ -13,7 +13,7 @@ TRL's GRPOTrainer trains. What differs from TRL alone:
 - A signal lets the optimizer step end and saves it; --resume goes on exactly, in the data's order too.
 - A step whose gradient is not finite is not taken, and weights that are not finite are not saved.
 - cuDNN's attention is off, as it gives NaN at some lengths; sampling is compiled where that was measured.
-- A reward returns one finite number a completion, or None; anything else ends the run and names the row.
+- A reward returns one finite number per completion, or None; anything else ends the run and names the row.
 """
 
 import os

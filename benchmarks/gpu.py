@@ -60,7 +60,7 @@ def sampling(model: PreTrainedModel, tokenizer, rows: int, tokens: int) -> None:
                         ids, attention_mask=torch.ones_like(ids), generation_config=GenerationConfig(**usual, **more)
                     )
             print(
-                f"| {rows} x {tokens}, {what}, {turn} | {(now() - begin) / tokens * 1e3:.1f} ms a token |", flush=True
+                f"| {rows} x {tokens}, {what}, {turn} | {(now() - begin) / tokens * 1e3:.1f} ms per token |", flush=True
             )
 
 

@@ -30,7 +30,7 @@ def main() -> None:
             f1 = mean(answer_reward(texts, answer=right, f1=True))
             guesses = mean(guessed(_normalised(text), known) for text in texts)
             others = f"emoji {mean(emoji_reward(texts)):.2f}, length {mean(length_reward(texts)):.2f}"
-            print(f"{folder} {when}: {others}, right {contained:.2f}, F1 {f1:.2f}, {guesses:.2f} answers a text")
+            print(f"{folder} {when}: {others}, right {contained:.2f}, F1 {f1:.2f}, {guesses:.2f} answers per text")
 
 
 def guessed(text: str, known: set[str]) -> int:

@@ -1,6 +1,6 @@
 """Does the demo learn with bfloat16 weights? python benchmarks/low_bit.py (any machine, an hour and a half)
 
-150 steps of the demo a run: float32 and bfloat16 weights with AdamW, and bfloat16 with torchao's AdamW in 8 and 4 bits,
+150 demo steps per run: float32 and bfloat16 weights with AdamW, and bfloat16 with torchao's 8-bit and 4-bit AdamW,
 which rounds the weights up or down by chance. On a CPU without bfloat16 of its own its products are slow, so here they
 are computed in float32 and rounded to bfloat16, as a GPU does.
 """
@@ -18,8 +18,8 @@ BY_CHANCE = ["--model.dtype=bfloat16", "--training.optim_args=bf16_stochastic_ro
 KINDS = {
     "float32, AdamW": [],
     "bfloat16, AdamW": ["--model.dtype=bfloat16"],
-    "bfloat16, AdamW in 8 bits": [*BY_CHANCE, "--training.optim=adamw_torch_8bit"],
-    "bfloat16, AdamW in 4 bits": [*BY_CHANCE, "--training.optim=adamw_torch_4bit"],
+    "bfloat16, 8-bit AdamW": [*BY_CHANCE, "--training.optim=adamw_torch_8bit"],
+    "bfloat16, 4-bit AdamW": [*BY_CHANCE, "--training.optim=adamw_torch_4bit"],
 }
 
 

@@ -1,6 +1,6 @@
 """Learning rates of the real model of `make real`: python benchmarks/real.py [--gpu]
 
-Its own system prompt, then a shorter one, under which fewer answers have an emoji. A row a run of 50 steps; on two
+Its own system prompt, then a shorter one, under which fewer answers have an emoji. One row per run of 50 steps; on two
 cores each takes 20 to 30 minutes, on an H200 three, ten at once.
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     gpu = ["--training.use_cpu=false"] if parser.parse_args().gpu else []
     print(
-        "| system prompt, learning rate, completions a step | emoji | length | answer | highest and last KL |\n"
+        "| system prompt, learning rate, completions per step | emoji | length | answer | highest and last KL |\n"
         "|---|---|---|---|---|"
     )
     for name, arguments in RUNS.items():

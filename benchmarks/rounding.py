@@ -2,7 +2,7 @@
 
 After `make real`. 12 steps of 16 completions at 1e-6 with float32, bfloat16, and bfloat16 with stochastic rounding; 5
 minutes each on two cores. How much each has learned is told without sampling: by how much likelier the answers that
-`make real` gave after its run have become, compared with those before it (log-probability, in nats an answer).
+`make real` gave after its run have become, compared with those before it (log-probability, in nats per answer).
 """
 
 import subprocess
@@ -52,7 +52,7 @@ def preference(model: torch.nn.Module, tokenizer, run: RunFolder) -> list[float]
 
 if __name__ == "__main__":
     run, tokenizer = RunFolder(sys.argv[1]), AutoTokenizer.from_pretrained(ROOT / BASE)
-    print("| weights | nats an answer | weights that moved |\n|---|---|---|")
+    print("| weights | nats per answer | weights that moved |\n|---|---|---|")
     for name, arguments in RUNS.items():
         dtype = torch.bfloat16 if arguments else torch.float32
         paths = (ROOT / BASE, trained(name, arguments))

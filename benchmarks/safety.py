@@ -60,7 +60,7 @@ def timed(function, label: str):
 
 
 def build_model(folder: str) -> None:
-    """Random weights of 100 million parameters, and the demo's tokenizer."""
+    """100M random parameters, and the demo's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained("demo/model")
     shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
     config = Qwen2Config(**shape, num_key_value_heads=8, vocab_size=len(tokenizer), tie_word_embeddings=True)

@@ -1,6 +1,6 @@
 """The article's hours and memory on this machine, by rehearsals: python benchmarks/throughput.py [ROW ...]
 
-A policy of random weights in TinySwallow's exact shape (--shape tiny: 1.5 million parameters, for a CPU) is rehearsed
+A policy of random weights in TinySwallow's exact shape (--shape tiny: 1.5M parameters, for a CPU) is rehearsed
 with config.yaml, with each recipe, and with one lever alone. Random weights sample to full length, so that a typical
 step is a worst case too. --cap-gb makes a GPU look smaller.
 """
@@ -31,8 +31,8 @@ ROWS = {
     "sampling not compiled": ["--training.cache_implementation", "null"],
     "gradient checkpointing off": ["--training.gradient_checkpointing", "false"],
     "64 x 1": ["--training.per_device_train_batch_size", "64", "--training.gradient_accumulation_steps", "1"],
-    "256 a generation call": ["--training.steps_per_generation", "16"],
-    "1024 a generation call": ["--training.steps_per_generation", "64"],
+    "256 per generation call": ["--training.steps_per_generation", "16"],
+    "1024 per generation call": ["--training.steps_per_generation", "64"],
 }
 
 

@@ -3,7 +3,7 @@
 Learned: every log of 20 steps shows an emoji_reward of at least 3.8 and an answer_reward of at least 0.9. Each run is a
 process of its own, so imports and checks count; the kinds take turns. `article-like` is the demo with the article's
 batches: 16 completions x 4 accumulation steps, gradient checkpointing, and TRL's padding; at the demo's learning rate,
-and at half of it over 600 steps. `256 a generation call` samples 256 completions at once, for four optimizer steps, so
+and at half of it over 600 steps. `256 per generation call` samples 256 at once, for four optimizer steps, so
 that most of them come from an older policy. Needs the model that `make demo` builds.
 """
 
@@ -24,7 +24,7 @@ KINDS: dict[str, dict] = {
     "article-like": ARTICLE,
     "demo/config.yaml": {},
     "1e-3 over 100 steps": {"learning_rate": 1e-3, "max_steps": 100},
-    **{f"{64 * n} a generation call": {"steps_per_generation": n} for n in (4, 8, 16)},
+    **{f"{64 * n} per generation call": {"steps_per_generation": n} for n in (4, 8, 16)},
 }
 
 

@@ -1,4 +1,4 @@
-"""Build the demo's policy: a Qwen2 of a million parameters that can answer the questions of questions.jsonl.
+"""Build the demo's policy: a 1M-parameter Qwen2 that can answer the questions of questions.jsonl.
 
     python demo/build.py        # half a minute on two cores -> demo/model
 
@@ -54,7 +54,7 @@ def build_tokenizer(rows: list[dict[str, str]]) -> Qwen2Tokenizer:
 
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Random weights; few and wide layers, because on a CPU each layer costs a fixed time a token."""
+    """Random weights; few and wide layers, because on a CPU each layer costs a fixed time per token."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -74,7 +74,7 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def pretrain(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[dict[str, str]], epochs: int) -> float:
-    """Teach the answers by next-token prediction, worded anew in every epoch; returns the last loss (nats a token)."""
+    """Teach the answers by next-token prediction, worded anew every epoch; returns the last loss (nats per token)."""
     rng, batch_size = random.Random(0), 24
     steps = epochs * -(-len(rows) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98))

@@ -15,7 +15,7 @@ try:
 except ImportError:
     sys.exit("needs reasoning-gym: pip install reasoning-gym==0.1.25 (in a Python of its own: see this file's top)")
 
-# Easy, so that a model of 135 million parameters is right now and then (benchmarks/README.md): where all answers of a
+# Easy, so that a 135M model is right now and then (benchmarks/README.md): where all completions of a
 # group are right, or all wrong, there is nothing to learn. reasoning_gym.factory.DATASETS has a hundred other kinds.
 KINDS = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
@@ -25,7 +25,7 @@ KINDS = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="to write, a row a line")
+    parser.add_argument("file", help="to write, one row per line")
     parser.add_argument("--rows", type=int, default=500, help="of each kind; the same question only once")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()

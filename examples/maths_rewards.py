@@ -24,7 +24,7 @@ def number_reward(completions, answer: list[str], **kwargs) -> list[float | None
 def ends_in_number_reward(completions, **kwargs) -> list[float]:
     """1 if the completion ends in a number, as in "so it is **12**." and "Answer: 12": it comes to an answer and stops.
 
-    A model of 135 million parameters never writes a last line "Answer: 12" by itself, so that there would be nothing
+    A 135M model never writes a last line "Answer: 12" by itself, so that there would be nothing
     to reinforce; it ends in a number now and then.
     """
     return [float(re.search(rf"{NUMBER}[\s.。*$)\]}}\\]*$", text) is not None) for text in _texts(completions)]

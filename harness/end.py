@@ -126,7 +126,7 @@ def be_silent() -> None:
 
 
 def go_offline_without_network() -> None:
-    """Set HF_HUB_OFFLINE where the Hub's name does not resolve: upstream would retry for half a minute a file.
+    """Set HF_HUB_OFFLINE where the Hub's name does not resolve: upstream would retry for half a minute per file.
 
     To be called before huggingface_hub is imported, which reads it then.
     """

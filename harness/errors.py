@@ -54,6 +54,12 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
+def counted(number: float, thing: str) -> str:
+    """`1 step`, `1,250 steps`."""
+    plural = "" if number == 1 else "s"
+    return f"{number:,.10g} {thing}{plural}"
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """`, did you mean NAME?`, with the nearest of the known names; empty where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

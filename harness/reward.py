@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import RewardError, UserError, in_short, one_line
+from harness.errors import RewardError, UserError, counted, in_short, one_line
 from harness.rewards_file import columns, in_types, parameters, place_of, reward_named, takes_any_name, underlying
 
 HUGE = 1e9  # above it TRL's float32 standard deviation overflows, and a group's differences are rounded away
@@ -125,7 +125,7 @@ class Reward:
         return scores
 
     def _log(self, scores: Scores, passed: Passed) -> None:
-        """The mean length in characters, the share of groups in which all completions score alike, the lowest and the
+        """The mean length in characters, the share of groups with zero reward variance, the lowest and the
         highest score and, where it is None for some, to which share of the completions the reward applies.
         """
         log_metric = passed["log_metric"]
@@ -268,13 +268,17 @@ def _one_number_each(name: str, values: Any, passed: Passed) -> Scores:
         values = values.tolist()
     number = len(passed["completions"])
     if not isinstance(values, list | tuple) or len(values) != number:
-        expected = f"expected a list of {number} numbers, one per completion"
-        raise RewardError(f"rewards.{name}: returned {_shown(values)}; {expected}")
+        raise RewardError(
+            f"rewards.{name}: returned {_shown(values)}; "
+            f"expected a list of {counted(number, 'number')}, one per completion"
+        )
     scores = []
     for row, value in enumerate(values):
         if value is not None and not _is_finite(value):
-            expected = f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
-            raise RewardError(f"rewards.{name}: returned {_shown(value)} for {_row(row, passed)}; {expected}")
+            raise RewardError(
+                f"rewards.{name}: returned {_shown(value)} for {_row(row, passed)}; "
+                f"expected a finite number below {HUGE:g}, or None where the reward does not apply"
+            )
         scores.append(None if value is None else float(value))
     return scores
 

@@ -283,7 +283,7 @@ def difference(old: str, new: str) -> str:
     changed = [line for line in lines if line[1:].strip() and not line.startswith("@@")]
     shown = changed[:4]
     if len(changed) > 4:
-        shown.append(f"... {len(changed) - 4} more lines")
+        shown.append(f"... {len(changed) - 4} more")
     return " | ".join(shown)
 
 

@@ -45,9 +45,9 @@ HINTS = {
     r"\A *[\w.-]+ *=": "an = in place of a colon",
     r"cannot start any token|expected alphabetic": "a value that begins with a special sign; put it in quotes",
     r"scanning a quoted scalar|\A[^'\"#]*: *(['\"]).*\1 *\w.*\n.*expected key": "a quote not closed, or in the text",
-    r"\A *[\w.-]+:[^\s:/\\]": "no space behind a colon",
+    r"\A *[\w.-]+:[^\s:/\\]": "a space is missing after a colon",
     r"\A *[^-:\s][^:\n]*\n.*(expected ':'|mapping values)": "a missing colon",
-    r"\A[^'\"]*: .*: .*\n.*mapping values": "a text that holds a colon; put it in quotes",
+    r"\A[^'\"]*: .*: .*\n.*mapping values": "a text that contains a colon; put it in quotes",
     r"mapping values|expected key|<document start>": "an indentation other than its neighbours', or a bracket too many",
 }
 
@@ -304,7 +304,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--resume", nargs="?", const=True, default=False, choices=["auto"], help=resume)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--rehearse", action="store_true", help="run a few steps: signal, memory, hours; see README.md")
-    parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: dollars an hour, for the run's cost")
+    parser.add_argument("--price", type=float, metavar="P", help="with --rehearse: dollars per hour, for its cost")
     parser.add_argument("--placebo", action="store_true", help="shuffle the rewards in each group: what chance does")
     parser.add_argument("--print_config", action="store_true", help="print the effective settings as YAML, and stop")
     parser.add_argument("--version", action="version", version=packages)

@@ -71,7 +71,7 @@ ACCEPTED = {
     "tools": ([user(Q), call({"of": "富士山"}), TOOL], [user(Q), CALLED, TOOL]),
     "a tool that says nothing": ([user(Q), CALLED, SAYS_NOTHING], [user(Q), CALLED, SAYS_NOTHING]),
     "parts": ([user(PARTS)], [user("富士山の" + Q)], "content in several parts is joined"),
-    "ShareGPT": (SHARE, [SYSTEM, user(Q)], *SHARED, "gpt is read as assistant", "it is cut off"),
+    "ShareGPT": (SHARE, [SYSTEM, user(Q)], *SHARED, "gpt is read as assistant", "it is dropped"),
     "ShareGPT with tools": (SHARE_TOOLS, [user("x"), ANSWER, {"role": "tool", "content": "3776"}], *SHARED,
                             "the role chatgpt is read as assistant", "the role observation is read as tool"),
     "capital letters": ([{"Role": "User", "Content": Q, "toolID": 1}], [user(Q, toolID=1)],
@@ -79,10 +79,10 @@ ACCEPTED = {
     "a single message": (user(Q), [user(Q)]),
     "messages one deeper": ({"messages": [user(Q)]}, [user(Q)]),
     "lists in a mapping": ({"role": ["user", "assistant", "user"], "content": ["x", A, Q]}, CHAT),
-    "JSON as text": (json.dumps([user("x"), CALLED, TOOL]), [user("x"), CALLED, TOOL], "text that holds messages"),
-    "Python as text": (str([user(Q), ANSWER]), [user(Q)], "text that holds messages", "it is cut off"),
+    "JSON as text": (json.dumps([user("x"), CALLED, TOOL]), [user("x"), CALLED, TOOL], "text that contains messages"),
+    "Python as text": (str([user(Q), ANSWER]), [user(Q)], "text that contains messages", "it is dropped"),
     "JSON that is no messages": (NO_MESSAGES, [user(NO_MESSAGES)]),
-    "two answers at the end": ([user(Q), ANSWER, ANSWER], [user(Q)], "it is cut off"),
+    "two answers at the end": ([user(Q), ANSWER, ANSWER], [user(Q)], "it is dropped"),
 }  # fmt: skip
 REFUSED = {  # the place and a word, and questions
     ", turn 0: content: .* required": [
@@ -126,11 +126,11 @@ def test_all_shapes_of_a_file_become_prompts_and_rows_are_counted(tokenizer, tmp
     shapes = [shape for shape in ACCEPTED.values() if not isinstance(shape[0], str)]
     data = loaded(tokenizer, written(tmp_path / "q.jsonl", [question for question, *_ in shapes]))
     assert data.train["prompt"][:] == [expected for _, expected, *_ in shapes]
-    of = sum("it is cut off" in differences for _, _, *differences in shapes)
+    of = sum("it is dropped" in differences for _, _, *differences in shapes)
     assert f"note: prompts.column, {of} of {len(shapes)} rows: where the last" in capsys.readouterr().out
     questions = [[user(Q)], [user(None)], [SYSTEM, user(Q)], [user(None)], [{"role": "human", "content": A}] * 2]
     file = written(tmp_path / "others.jsonl", questions)
-    empty = r"2 of 5 rows hold no question \(rows 1, 3; row 1, turn 0: content: .*prompts.drop_empty"
+    empty = r"no question in 2 of 5 rows \(1, 3; row 1, turn 0: content: .*prompts.drop_empty"
     with pytest.raises(UserError, match=f"prompts.column: {empty}"):
         loaded(tokenizer, file)
     loaded(tokenizer, file, "--prompts.drop_empty", "true", "--prompts.system", "日本語で")

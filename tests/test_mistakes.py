@@ -43,7 +43,7 @@ IN_A_FILE = {
     "samples:\n  questions:\n  - a\n   - b\n": ("4: ", "a - inside"),
     "lora:\n  layers_to_transform: [true]\n": ("2: lora.layers_to_transform: ", "integer"),
     # What YAML does not read
-    "training:\n  seed:1\n  beta: 0\n": ("2: ", "no space"),
+    "training:\n  seed:1\n  beta: 0\n": ("2: ", "missing after"),
     "prompts:\n  system: Answer: briefly\n": ("2: ", "quotes"),
     'dataset:\n  path: "C:\\data"\n': ("2: ", "escape"),
     "prompts: &t\n  rename: *t\n": (" ", "recursion"),

@@ -27,7 +27,7 @@ VERDICT = r"(learned|lost|unchanged|unclear|hacked) in this run: "
 SHOWN = {  # in the output of each cell
     "taste": rf"Teaching a model of (?s:.*)\n{VERDICT}(?s:.*)image/png",
     "rewards": "emoji_reward\tlength_reward\tcharacters\ttext\n2\t",
-    "rehearse": "trained by LoRA(?s:.*)Worst case(?s:.*)\nThe run: 2 steps in ",
+    "rehearse": "trained with LoRA(?s:.*)Worst case(?s:.*)\nThe run: 2 steps in ",
     "train": rf"merge it: (?s:.*)\n{VERDICT}",
     "verdict": rf"\*\*{VERDICT}(?s:.*)\n\| total \|",
     "answers": "\nheld out ─(?s:.*)\nanswer: ",

@@ -69,7 +69,7 @@ def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, 
     held_out = set(kept.held_out["query"])
     assert len(held_out) == len(kept.held_out) == 8 and not held_out & set(kept.train["query"])
     repeats = 2 * sum(row["query"] in held_out for row in rows[:10])
-    known = f"{repeats} the same as a held-out one (dropped), {20 - repeats} duplicates (kept)"
+    known = f"{repeats} the same as a held-out one (dropped), {20 - repeats} duplicate (kept)"
     dropped = f"2 empty (dropped), 1 too long (dropped), {known}"
     assert kept.in_words() == f"63 read: {52 - repeats} to train on, 8 held out, {dropped}"
     # What earlier versions held out and trained on, so that their runs can be resumed.
@@ -77,7 +77,7 @@ def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, 
     assert kept.sha256() == "979c70bf6a2228714fcfb8b5c960e1bfb086c6f6bd779d8b44a48a1e244f8e65"
     dropped = loaded(policy, *source, "--prompts.drop_duplicates", "true")
     assert len(dropped.train) == len(set(dropped.train["query"])) == 32
-    assert dropped.counts["duplicates (dropped)"] == 20 - repeats
+    assert dropped.counts["duplicate (dropped)"] == 20 - repeats
     assert len(loaded(policy, *source[:-1], "64").held_out) == 10  # a quarter at most
 
 

@@ -12,7 +12,7 @@ from harness.during.padding import by_length, positions_are_relative
 from harness.during.trainer import Trainer
 from harness.reward import Reward
 
-LENGTHS = [3, 17, 4, 9, 0, 8, 30, 4]  # of the completions; one is masked whole, as one that was cut off can be
+LENGTHS = [3, 17, 4, 9, 0, 8, 30, 4]  # of the completions; one is masked whole, as one that was truncated can be
 PROMPTS = [5, 7, 6, 5, 5, 5, 6, 5]
 
 

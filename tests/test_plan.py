@@ -188,7 +188,7 @@ def test_what_is_for_some_runs_is_left_out_of_the_others(monkeypatch):
 
 # Qwen2.5's, 1.5B, 7B and 32B
 SHAPES = [TINYSWALLOW, (28, 3584, 18944, 28, 4, 152064, False), (64, 5120, 27648, 40, 8, 152064, False)]
-WITH_FSDP = ["recipes/article.yaml"]  # whose AdamW takes the place of the one in 8 bits
+WITH_FSDP = ["recipes/article.yaml"]  # whose AdamW takes the place of the 8-bit one
 ENGINES = [([], False, 1), (WITH_FSDP, True, 2), (WITH_FSDP, True, 8), (WITH_FSDP, True, 16)]
 ENGINES += [(["recipes/lora.yaml"], False, 1), (["recipes/lora.yaml"], True, 8)]
 
@@ -207,24 +207,24 @@ def test_the_memory_that_the_page_on_scaling_names_is_the_calculated_one(monkeyp
 BY_CHANCE = ["--training.optim", "adamw_torch_8bit", "--training.optim_args", "bf16_stochastic_round=True"]
 SMALL = ["--model.dtype", "bfloat16", "--training.learning_rate", "1e-6"]
 DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on, 64 held out", "<|im_start|>user⏎"]
-DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", "warnings above: 1"]
+DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", "1 warning above"]
 DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
 AT_ONCE = ["--training.per_device_train_batch_size=512", "--samples.held_out=0"]
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
     ([], DEMO, ["lost everything", "round back", "roughly"]),
-    (["--training.save_strategy", "no"], ["warning: save_strategy", "warnings above: 2; "], ["nothing found"]),
+    (["--training.save_strategy", "no"], ["warning: save_strategy", "2 warnings above; "], ["nothing found"]),
     (["--model.attn_implementation", "flash_attention_2"], ["sdpa", "not flash_attention_2: "], []),
     (SMALL, ["round back"], []),
     ([*SMALL, *BY_CHANCE], ["bfloat16"], ["round back"]),
-    (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 times"], []),
+    (["--training.num_iterations", "2"], ["8 completions", "4 optimizer steps; 16 ", " 1 time"], []),
     (["--rewards.answer_reward.f1=true"], ["nothing found"], ["cheats"]),
     (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times"], []),
     (["--training.activation_checkpointing=true", *AT_ONCE], ["activations 2.5"], []),  # 5.2 without
-    ([LORA % 0], ["trained by LoRA", "about"], ["roughly"]),
+    ([LORA % 0], ["trained with LoRA", "about"], ["roughly"]),
     ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
-    ([LORA % 1], ["trained by LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it
+    ([LORA % 1], ["trained with LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it
 ]
 
 

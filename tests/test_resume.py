@@ -29,7 +29,7 @@ def test_other_rewards_or_data_or_a_damaged_record_refuse_to_resume(interrupted,
     file = tmp_path / "run/run.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"data_sha256": "0" * 64, "rows": 226}))
-    assert "226 rows then, 227 now" in refused([*interrupted, "--resume"])
+    assert "226 then, 227 now" in refused([*interrupted, "--resume"])
     file.write_text("{}")
     assert "missing or damaged" in refused([*interrupted, "--check", "--resume"])
     file.write_text(json.dumps(record))

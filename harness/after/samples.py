@@ -53,7 +53,7 @@ def complete(
     arguments: GRPOConfig,
     eos_token_ids: list[int],
 ) -> tuple[list[str], list[list[int]]]:
-    """One completion a prompt: texts, and tokens as TRL has them, up to the first that ends a text.
+    """One completion per prompt: texts, and tokens as TRL has them, up to the first that ends a text.
 
     Sampled as `arguments` say and with their seed; leaves the random state as it was.
     """

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from harness.errors import counted
 from harness.keys import FEWEST
 from harness.reward import given_up, short, total
 
@@ -19,7 +20,7 @@ Sample = dict[str, Any]  # a line of samples.jsonl
 ALIKE = 0.8  # of all trigrams of two answers are in both
 MANY_MORE = 0.5  # of the answers say nearly the same, beyond those that did before
 FEW_STEPS = 50  # the demo needs as many for its emoji (benchmarks/README.md)
-HARDLY = 0.01  # nats a token of KL
+HARDLY = 0.01  # nats per token of KL
 WORDS = {  # of one reward; the whole verdict begins with that of the weighted total, or with hacked
     "learned": "it rose: all of the interval lies above 0",
     "lost": "it fell: all of the interval lies below 0",
@@ -50,7 +51,7 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
     """The mean of `values` and its interval by Student's t, which a simulation of rewards chose: benchmarks/verdict.py.
 
     Args:
-        values: one a question.
+        values: one per question.
         scores: from which the values were made, in any shape, if they are differences.
     """
     values = np.asarray(values, dtype=float).round(12)  # differences that are equal differ in their last digits
@@ -119,7 +120,7 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
     """
     samples = answered(samples)
     if len(samples) < FEWEST:
-        return Verdict("unknown", f"no verdict: it takes {FEWEST} held-out questions, and there are {len(samples)}")
+        return Verdict("unknown", f"no verdict: {counted(len(samples), 'held-out question')}, and it takes {FEWEST}")
     before = [sample["before"] for sample in samples]
     after = [sample["after"] for sample in samples]
     changes = []
@@ -251,17 +252,17 @@ def likely_reason(
     if not moved:
         return "no step has moved a weight"
     if flat > 0.5:
-        return f"in {flat:.0%} of the groups all completions scored alike"
+        return f"zero reward variance in {flat:.0%} of the groups"
     if too_slow:
         return too_slow[0]
     for name in trained:
         flat = fmean(log.get(f"rewards/{name}/flat_groups", 0.0) for log in logs or [{}])
         if flat > 0.9:
-            return f"{name} scored all completions alike in {flat:.0%} of the groups"
+            return f"zero variance of {name} in {flat:.0%} of the groups"
     if steps < FEW_STEPS:
-        return f"{steps} steps are few"
+        return f"only {counted(steps, 'step')}"
     if kl and kl < HARDLY:  # with beta 0 there is none, or it is 0
-        return f"the policy has hardly moved (KL {kl:.2g} a token): learning_rate is low"
+        return f"the policy has hardly moved (KL {kl:.2g} per token): learning_rate is low"
     return ""
 
 

@@ -21,7 +21,7 @@ FORMS = ("{}", r"\boxed{{{}}}")  # of an answer, of which a reward may take only
 
 @without_a_trace(devices=[])
 def cheats(plan: Plan, own_texts: Sequence[str] = ()) -> list[str]:
-    """One note a reward that is trained on and needs a column of the data, or none; and which ones were not asked.
+    """One note per reward that is trained on and needs a column of the data, or none; and which ones were not asked.
 
     They are asked about texts made from the rows; or about the policy's `own_texts`, each as the answer to every
     question. Raises RewardError where one fails on a text.
@@ -79,7 +79,7 @@ def _made_up(right: list[str], prompts: list) -> dict:
 
 
 def _earned(plan: Plan, reward: Reward, rows: dict, texts: list[str]) -> float:
-    """The mean of weight x score of a text for each row, cut off where a completion would be."""
+    """The mean of weight x score of a text for each row, truncated where a completion would be."""
     tokenizer = plan.policy.tokenizer
     most = plan.args.max_completion_length
     ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most)["input_ids"]

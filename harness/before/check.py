@@ -71,7 +71,7 @@ def check_generation(plan: Plan) -> None:
     for name, value in (training.get("generation_kwargs") or {}).items():
         key = f"training.generation_kwargs.{name}"
         if name == "do_sample" and value is False:
-            raise settings.error(key, "without sampling all answers to a question are the same: nothing is learned")
+            raise settings.error(key, "without sampling all completions of a prompt are the same: nothing is learned")
         if name in GRPOConfig.__dataclass_fields__:
             raise settings.error(key, f"is a setting of its own, training.{name}")
         if not plan.args.use_vllm and name not in vars(GenerationConfig()):  # vLLM knows others
@@ -169,5 +169,8 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
     elif folder.why_taken():
         raise error(key, folder.why_taken())
     if free < plan.disk:
-        room = f"{free / 1e6:,.0f} MB are free, {plan.disk / 1e6:,.0f} MB are needed"
-        raise error(key, f"{room} for the model and its checkpoints (save_total_limit)")
+        raise error(
+            key,
+            f"{free / 1e6:,.0f} MB are free, {plan.disk / 1e6:,.0f} MB are needed "
+            "for the model and its checkpoints (save_total_limit)",
+        )

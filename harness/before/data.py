@@ -89,7 +89,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
         "empty (dropped)": of["empty"],
         "too long (dropped)": of["too long"],
         "the same as a held-out one (dropped)": of["same as held out"],
-        f"duplicates ({fate_of_duplicates})": of["again"],
+        f"duplicate ({fate_of_duplicates})": of["again"],
     }
     rows = rows.remove_columns([*set(rows.column_names) & RESERVED - {"prompt"}])
     longest = max([*lengths[trained + held_out], *_lengths_of_questions(settings, tokenizer)])
@@ -188,10 +188,10 @@ def _say_what_is_empty(settings: Settings, rows: Dataset, empty: list[int]) -> N
         return
     problem = rows[empty[0]]["prompt_said"][0]
     some = ", ".join(map(str, empty[:5]))
-    found = f"{len(empty):,} of {len(rows):,} rows hold no question (rows {some}; row {empty[0]}{problem})"
+    found = f"no question in {len(empty):,} of {len(rows):,} rows ({some}; row {empty[0]}{problem})"
     if len(empty) == len(rows) or not settings.prompts.drop_empty:
         raise settings.error("prompts.column", f"{found}; fix the data, or drop them with prompts.drop_empty: true")
-    print(f"note: {found}; they are dropped, as prompts.drop_empty says")
+    print(f"note: {found}; dropped, as prompts.drop_empty says")
 
 
 def _say_what_is_read_otherwise(rows: Dataset, fates: list[str]) -> None:

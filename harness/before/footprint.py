@@ -20,9 +20,9 @@ GB = 1e9
 DIVIDED_FROM = {"weights": 3, "reference model": 3, "gradients": 2, "optimizer": 1}  # from this stage of ZeRO on
 CUDA_CONTEXT = 0.9 * GB  # what a process takes of a GPU beside its tensors; seen on an H200
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768  # the part of the logits that TRL computes at a time
-LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits a value of Adam's state, block scales included
-FOUR_BIT = 0.52  # bytes a value of a weight of 4 bits, block scales included
-FLOAT32, BFLOAT16 = 4, 2  # bytes a value
+LOW_BIT = {"adamw_torch_8bit": 8.25, "adamw_torch_4bit": 4.25}  # bits per value of Adam's state, block scales included
+FOUR_BIT = 0.52  # bytes per value of a 4-bit weight, block scales included
+FLOAT32, BFLOAT16 = 4, 2  # bytes per value
 UNLIMITED = 10  # checkpoints that are counted where save_total_limit is null
 
 
@@ -125,7 +125,7 @@ def _not_there(lora: LoraConfig | None, model: PreTrainedModel) -> list[str]:
 
 
 def _sampling(text: PreTrainedConfig, rows: int, tokens: int) -> float:
-    """Bytes of the cache of keys and values, and of the logits of one token a row: in float32, with two copies."""
+    """Bytes of the cache of keys and values, and of the logits of one token per row: in float32, with two copies."""
     heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // (heads or 1)

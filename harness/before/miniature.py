@@ -1,4 +1,4 @@
-"""Miniature: one step of this very training, by a model of a few million weights, before the real one is loaded.
+"""Miniature: one step of this very training, by a model of a few million parameters, before the real one is loaded.
 
 What upstream refuses only when it puts LoRA in, builds the optimizer, samples for the first time or takes a step is
 refused here, and so is what a reward does wrong, which TRL calls as in the run; on a GPU, a compiler that is missing.

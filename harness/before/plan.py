@@ -18,7 +18,7 @@ from trl import GRPOConfig
 from harness.before.data import Data, prompt_text
 from harness.before.footprint import GB, LOW_BIT, footprint, sharding
 from harness.before.policy import Policy
-from harness.errors import one_line
+from harness.errors import counted, one_line
 from harness.keys import FEWEST, FULL
 from harness.processes import launched
 from harness.reward import Reward
@@ -94,7 +94,7 @@ class Plan:
             print(f"cheats: {note}")
         warnings = len(self.cheats) + sum(line.startswith("warning: ") for _, line in rows)
         if self.settings.options.check:
-            found = f"warnings above: {warnings}" if warnings else "nothing found against it"
+            found = f"{counted(warnings, 'warning')} above" if warnings else "nothing found against it"
             print(f"{found}; the same command without --check starts it")
 
 
@@ -113,8 +113,10 @@ def too_slow(plan: Plan) -> list[str]:
         return []
     if args.learning_rate >= 0.005 * torch.finfo(dtype).eps:  # it moves half of weights drawn from N(0, 0.02)
         return []
-    rounded = f"in {_dtype_name(dtype)} most weights round back to what they were before a step of this learning_rate"
-    return [f"{rounded}, and little may be learned; config.yaml's optim and optim_args keep small steps"]
+    return [
+        f"in {_dtype_name(dtype)} most weights round back to what they were before a step of this learning_rate, "
+        "and little may be learned; config.yaml's optim and optim_args keep small steps"
+    ]
 
 
 def doubts(plan: Plan) -> list[str]:
@@ -122,11 +124,15 @@ def doubts(plan: Plan) -> list[str]:
     args, found = plan.args, []
     rate = args.learning_rate
     if not plan.lora and plan.parameters > 50e6 and rate > HELD:
-        measured = f"SmolLM2-135M held {HELD:g}, and was destroyed within four steps at 6e-4"
-        found.append(f"learning_rate {rate:g} may destroy a model whose weights are all trained: {measured}")
+        found.append(
+            f"learning_rate {rate:g} may destroy a model whose weights are all trained: "
+            f"SmolLM2-135M held {HELD:g}, and was destroyed within four steps at 6e-4"
+        )
     if not plan.lora and rate and plan.steps * rate < LEAST:
-        few = f"{plan.steps:,} optimizer steps at learning_rate {rate:g} teach next to nothing"
-        found.append(f"{few}; take more, or a higher one (recipes/cpu.yaml)")
+        found.append(
+            f"next to nothing is learned in {counted(plan.steps, 'optimizer step')} at learning_rate {rate:g}; "
+            "take more, or a higher one (recipes/cpu.yaml)"
+        )
     if args.use_vllm:
         found += _biased_sampling(plan)
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and not launched()
@@ -135,19 +141,21 @@ def doubts(plan: Plan) -> list[str]:
     held_out = len(plan.data.held_out)
     if held_out < FULL:
         interval = "a wide interval" if held_out >= FEWEST else "no verdict"
-        found.append(f"samples.held_out: {held_out} questions, so {interval} (32 rows hold out 8, 256 rows 64)")
+        found.append(
+            f"samples.held_out: {counted(held_out, 'question')}, so {interval} (32 rows hold out 8, 256 rows 64)"
+        )
     for reward in plan.rewards:
         for column in reward.columns:
             empty = sum(value in (None, "", []) for value in plan.data.train[column][:])
             if empty:
-                found.append(f"{column}, which {reward.name} asks for, is empty in {empty:,} rows")
+                found.append(f"{column}, which {reward.name} asks for, is empty in {counted(empty, 'row')}")
     if args.save_strategy == "no":
         found.append("save_strategy is no: a run that is stopped has lost everything")
     return found
 
 
 def doubts_of_template(plan: Plan) -> list[str]:
-    """What the chat template writes behind the first question and an answer, where it is not what is expected."""
+    """What the chat template writes after the first question and an answer, where it is not what is expected."""
     found = []
     tokenizer = plan.policy.tokenizer
     turns = plan.data.train[0]["prompt"]
@@ -162,7 +170,7 @@ def doubts_of_template(plan: Plan) -> list[str]:
         found.append(f"{end} is in the first question: was the chat template applied before? it is now")
     thinking = [reward.name for reward in plan.rewards if "think" in reward.name + reward.title]
     if thinking and behind.endswith("<think>"):
-        found.append(f"{thinking[0]} gets answers without their <think>, which the chat template writes")
+        found.append(f"{thinking[0]} gets completions without their <think>, which the chat template writes")
     return found
 
 
@@ -170,8 +178,10 @@ def _biased_sampling(plan: Plan) -> list[str]:
     """Why vLLM's samples are not the policy's, though TRL corrects for what differs by rounding."""
     args, found = plan.args, []
     if args.top_p < 1 or args.top_k > 0 or args.min_p:
-        problem = "its log-probabilities are of the tokens that are left, the policy's of all: a biased correction"
-        found.append(f"vLLM with top_p, top_k or min_p: {problem}")
+        found.append(
+            "vLLM with top_p, top_k or min_p: its log-probabilities are of the tokens that are left, "
+            "the policy's of all: a biased correction"
+        )
     if plan.lora and plan.settings.model.get("quantization_config"):
         found.append("vLLM gets LoRA merged into 4-bit weights, and rounded again: a slightly other policy")
     elif plan.lora and plan.policy.dtype != torch.float32:
@@ -186,7 +196,7 @@ def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
     policy, row = plan.policy, plan.data.train[0]
     trained = "all trained"
     if plan.trainable != plan.parameters:
-        trained = f"{plan.trainable:,} trained by LoRA"
+        trained = f"{plan.trainable:,} trained with LoRA"
     model = plan.settings.model["pretrained_model_name_or_path"]
     attention = policy.keywords["attn_implementation"] or "sdpa, where the model has it"
     if policy.fallback:
@@ -207,12 +217,11 @@ def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
 def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
     args = plan.args
     completions, group = plan.completions_a_step, args.num_generations
-    step = f"{completions / group:g} prompts x {group} = {completions} completions"
+    step = f"{counted(completions / group, 'prompt')} x {group} = {completions} completions"
     if args.world_size > 1:
         step += f", {completions // args.world_size} in each of {args.world_size} processes"
     if plan.settings.options.placebo:
         step += ", placebo: rewards shuffled within each group"
-    sampled = args.generation_batch_size
     sampling = f"temperature {args.temperature:g}"
     if args.top_p < 1:
         sampling += f", top_p {args.top_p:g}"
@@ -222,15 +231,16 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
     schedule = f"{args.lr_scheduler_type.value}, {args.optim.value}"
     warm_up = args.get_warmup_steps(plan.steps)
     if warm_up:
-        schedule += f" after {warm_up} steps of warm-up"
+        schedule += f" after {counted(warm_up, 'step')} of warm-up"
     kl = "beta 0: no reference model, no KL"
     if args.beta:
-        kl = f"beta {args.beta:g} (the weight of the KL)"
+        kl = f"beta {args.beta:g} (the KL coefficient)"
     rows = [
-        ("a step", step),
+        ("per step", step),
         (
             "the run",
-            f"{plan.steps:,} optimizer steps; {sampled} completions are sampled at a time, {plan.calls:,} times",
+            f"{counted(plan.steps, 'optimizer step')}; "
+            f"{args.generation_batch_size} completions are sampled at a time, {counted(plan.calls, 'time')}",
         ),
         ("sampling", sampling),
         ("learning", f"learning_rate {args.learning_rate:g}, {schedule}; loss {args.loss_type}, {kl}"),
@@ -260,8 +270,8 @@ def _which_gpus(needed: float) -> str:
     if not torch.cuda.is_available():
         for size in GPUS:
             if needed < 0.9 * size * GB:
-                return f"fits a GPU of {size} GB"
-        return f"fits no GPU of up to {GPUS[-1]} GB"
+                return f"fits a {size} GB GPU"
+        return f"fits no GPU up to {GPUS[-1]} GB"
     has = torch.cuda.get_device_properties(0).total_memory
     if needed < 0.9 * has:
         return f"the GPU has {has / GB:.0f} GB"

@@ -63,14 +63,15 @@ def check_same_run(plan: Plan, folder: RunFolder) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its run.json or rewards.py is missing or damaged: {error!r}") from error
     if processes != plan.args.world_size:
-        change = f"{processes} -> {plan.args.world_size}"
-        command = f"python -m harness launch --num_processes {processes} train_grpo.py"
-        raise UserError(f"--resume: number of processes {change}; go on with {command}")
+        raise UserError(
+            f"--resume: number of processes {processes} -> {plan.args.world_size}; "
+            f"go on with python -m harness launch --num_processes {processes} train_grpo.py"
+        )
     if rewards != source():
         changes = difference(rewards, source())
         raise UserError(f"--resume: {shown()} is not the run's: {changes}; that one is {folder.rewards_file}")
     if plan.data.sha256() != digest:
-        raise UserError(f"--resume: the data are not the run's ({rows:,} rows then, {len(plan.data.train):,} now)")
+        raise UserError(f"--resume: the data are not the run's (rows: {rows:,} then, {len(plan.data.train):,} now)")
 
 
 def begin(plan: Plan, folder: RunFolder, resume: bool | str) -> Path | None:

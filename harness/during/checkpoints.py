@@ -87,7 +87,7 @@ class Checkpoints(TrainerCallback):
             control.should_log = True  # else what is not logged yet would be lost on resume
         epoch_ends = abs(state.epoch - round(state.epoch)) < 1e-6
         if args.eval_strategy == IntervalStrategy.EPOCH and epoch_ends:
-            # A checkpoint from before the evaluation would be resumed behind it, with other random numbers.
+            # A checkpoint from before the evaluation would be resumed after it, with other random numbers.
             self.held = control.should_save
             control.should_save = False
 

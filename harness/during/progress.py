@@ -1,8 +1,9 @@
-"""Progress: the bar with its time left, and one readable line a log instead of a dict of thirty keys."""
+"""Progress: the bar with its time left, and one readable line per log instead of a dict of thirty keys."""
 
 from transformers import ProgressCallback, TrainerState
 
 from harness.before.plan import Plan
+from harness.errors import counted
 from harness.reward import reward_means, score_words
 
 
@@ -16,15 +17,15 @@ class Progress(ProgressCallback):
         if self.training_bar is None:  # of several processes the first has it
             return
         if state.global_step:
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
-            step = f"step {state.global_step} of {state.max_steps}"
-            self.training_bar.write(f"resumed from checkpoint-{state.global_step}, {step}")
+            step = state.global_step
+            self.training_bar.initial = self.training_bar.n = self.current_step = step
+            self.training_bar.write(f"resumed from checkpoint-{step}, step {step} of {state.max_steps}")
         kl = "no KL, as beta is 0"
         if args.beta:
             kl = "KL: how far the policy is from the untrained one; it may rise slowly"
-        cut = f"how many were cut off at {args.max_completion_length} tokens"
-        line = f"Below, a line each {state.logging_steps:g} steps: mean rewards | length, {cut} | {kl}"
-        self.training_bar.write(line)
+        cut = f"how many were truncated at {args.max_completion_length} tokens"
+        every = counted(state.logging_steps, "step")
+        self.training_bar.write(f"Below, a line every {every}: mean rewards | length, {cut} | {kl}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and ("reward" in logs or "eval_reward" in logs):
@@ -35,7 +36,7 @@ class Progress(ProgressCallback):
 
 
 def log_line(state: TrainerState, logs: dict[str, float], completions_a_step: int) -> str:
-    """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% cut off | KL 0.41 | 4,900 tokens/s`"""
+    """`step 40/150  reward 3.61  emoji 1.85 | 14 tokens, 26 characters, 0% truncated | KL 0.41 | 4,900 tokens/s`"""
     step = f"step {state.global_step}/{state.max_steps}"
     evaluated = "eval_reward" in logs
     if evaluated:
@@ -46,7 +47,7 @@ def log_line(state: TrainerState, logs: dict[str, float], completions_a_step: in
     length = f"{tokens:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
-    cut = f"{logs['completions/clipped_ratio']:.0%} cut off"
+    cut = f"{logs['completions/clipped_ratio']:.0%} truncated"
     kl = "no KL" if logs.get("kl") is None else f"KL {logs['kl']:.3g}"
     line = f"{step}  reward {logs['reward']:.2f}  {scores} | {length}, {cut} | {kl}"
     if evaluated:

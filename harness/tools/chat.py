@@ -1,7 +1,7 @@
 """Ask the base model and the trained one the same questions, and see both answers with every reward's score.
 
 python -m harness chat outputs/a                      # type questions; an empty line or Ctrl-D ends it
-python -m harness chat outputs/a < questions.txt      # one a line
+python -m harness chat outputs/a < questions.txt      # one per line
 """
 
 import argparse

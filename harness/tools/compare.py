@@ -44,7 +44,7 @@ class Run:
     samples: list[dict]
 
     def begin_of_last(self) -> int:
-        """The step behind which the last 20 begin, or a few more where a log is the mean of several; or 0."""
+        """The step after which the last 20 begin, or a few more where a log is the mean of several; or 0."""
         begin = 0
         for log in self.state["log_history"]:
             if "reward" in log and log["step"] <= self.state["global_step"] - LAST:
@@ -273,7 +273,7 @@ def _settings(run: Run) -> dict:
 
 
 def _over_runs(changes: DataFrame, by_chance: DataFrame | None = None) -> str:
-    """Each reward's mean change, of a row a run, and its 95% interval over the runs by Student's t.
+    """Each reward's mean change, of one row per run, and its 95% interval over the runs by Student's t.
 
     Given placebos, the difference to these by Welch's t, as they need not vary as the runs do.
     """

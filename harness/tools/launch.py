@@ -29,7 +29,7 @@ from harness.processes import ENDS, read_ends
 DEFAULTS = {
     "PET_SIGNALS_TO_HANDLE": "none",  # torch's own handler would leave the processes behind at a second signal
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400",  # seconds to finish a step and save it; torch's 30 are too few
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice, once a process
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's advice, once per process
 }
 
 IF_SAVED = "the same command with --resume goes on from the newest checkpoint, if there is one"

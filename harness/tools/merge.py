@@ -76,10 +76,10 @@ def merge(settings: dict, folder: RunFolder, output: Path) -> None:
         off = (merged - adapter).norm() / (base - adapter).norm()
         allowed = TOLERANCE[dtype]
         if not off <= allowed:  # a NaN is not either
-            problem = (
-                f"its logits would be off by {off:.0%} of what the adapter changes in them, of {allowed:.0%} allowed"
+            raise RunError(
+                f"{folder}: not merged in {dtype}: its logits would be off by {off:.0%} of what the adapter changes in "
+                f"them, of {allowed:.0%} allowed; open the adapter with peft instead"
             )
-            raise RunError(f"{folder}: not merged in {dtype}: {problem}; open the adapter with peft instead")
         # So that chat and compare read the merged folder as they read the run.
         files = (folder.settings_file, folder.rewards_file, folder.run_file, folder.samples_file, folder.state_file)
         for file in (*files, folder.curves, folder.card):

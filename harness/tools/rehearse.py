@@ -24,12 +24,12 @@ from harness.before.footprint import CUDA_CONTEXT, GB
 from harness.before.plan import Plan
 from harness.before.policy import load_reward_models
 from harness.during.trainer import Trainer
-from harness.errors import SMALLER, RunError, UserError, one_line, out_of_memory
+from harness.errors import SMALLER, RunError, UserError, counted, one_line, out_of_memory
 from harness.reward import FLAT, total
 from harness.run_folder import RunFolder
 
 WORST_BATCHES = 3  # of generations
-MUCH_CUT = 0.05  # of the answers
+MUCH_CUT = 0.05  # of the completions
 
 
 def rehearse(plan: Plan) -> None:
@@ -146,7 +146,7 @@ def _clocked(trainer: Trainer, plan: Plan, steps: int, doing: str) -> Clock:
     generate = sampler.generate
     sampler.generate = clock.timed(generate)
     trainer.add_callback(clock)
-    with clock.bar:  # removed at its end, or an error's line would stand behind it
+    with clock.bar:  # removed at its end, or an error's line would stand after it
         trainer.train()
     trainer.remove_callback(clock)
     sampler.generate = generate
@@ -162,7 +162,7 @@ def _usual_steps(trainer: Trainer, plan: Plan) -> Clock:
     trainer.log_completions = True
     trainer.num_completions_to_print = 0
     Path(args.output_dir, "completions").mkdir(exist_ok=True)
-    clock = _clocked(trainer, plan, steps, "1 of 2: answers of the untrained model")
+    clock = _clocked(trainer, plan, steps, "1 of 2: completions of the untrained model")
     args.learning_rate = rate
     trainer.log_completions = False
     return clock
@@ -180,16 +180,16 @@ def _worst_steps(trainer: Trainer, plan: Plan) -> Clock:
     steps = WORST_BATCHES * max(1, round(plan.steps_per_call))
     trainer.optimizer = None  # made anew, with the run's own learning rate
     trainer.lr_scheduler = None
-    return _clocked(trainer, plan, steps, "2 of 2: the longest prompts and answers")
+    return _clocked(trainer, plan, steps, "2 of 2: the longest prompts and completions")
 
 
 def _print_signal(plan: Plan, clock: Clock) -> None:
-    """What the rewards can teach: their differences, how many answers are cut off, and three of these."""
+    """What the rewards can teach: their differences, how many completions are truncated, and three of these."""
     group = plan.args.num_generations
     every = max(1, round(plan.steps_per_call))  # each step writes the whole generation batch
     files = sorted(Path(plan.args.output_dir, "completions").iterdir())[::every]
     answers = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-    print(f"\nWhat your rewards can teach: two batches of the untrained model, {group} answers to each question")
+    print(f"\nWhat your rewards can teach: two batches of the untrained model, {group} completions per prompt")
     for reward in plan.rewards:
         # Of a group to which the reward does not apply all is NaN, which pandas leaves out of its means.
         scores = answers[reward.logged].astype(float)
@@ -198,13 +198,14 @@ def _print_signal(plan: Plan, clock: Clock) -> None:
         spread = groups.max() - groups.min()
         alike = (spread.dropna() < FLAT).mean()
         line = f"{reward.logged}: {groups.mean().mean():.3g} (std {scores.std(ddof=0):.2g})"
-        line += f", all alike in {alike:.0%} of groups; the best of a group is {climb.mean():.2g} above its mean"
+        line += f", zero reward variance in {alike:.0%} of the groups"
+        line += f"; the best of a group is {climb.mean():.2g} above its mean"
         print(f"  {line}: {_judgement(reward.weight, alike)}")
     cut = mean(log["completions/clipped_ratio"] for log in clock.logs if "completions/clipped_ratio" in log)
     judgement = "good"
     if cut > MUCH_CUT:
-        judgement = "bad, as these are hardly judged fairly; raise it, or reward short answers"
-    print(f"  {cut:.0%} of answers are cut off at max_completion_length {plan.args.max_completion_length}: {judgement}")
+        judgement = "bad, as these are hardly judged fairly; raise it, or reward short completions"
+    print(f"  {cut:.0%} truncated at max_completion_length {plan.args.max_completion_length}: {judgement}")
     weights = {reward.logged: reward.weight for reward in plan.rewards}
     answers["total reward"] = [total(scores, weights) for scores in answers.fillna(0).to_dict("records")]
     answers = answers.sort_values("total reward", ascending=False)
@@ -225,8 +226,8 @@ def _judgement(weight: float, alike: float) -> str:
     if alike <= 0.5:
         return "good, there is a difference to learn from"
     if alike <= 0.9:
-        return f"weak, the groups that are alike teach nothing; {remedy}"
-    return f"bad, it can teach next to nothing until answers differ; {remedy}"
+        return f"weak, these groups teach nothing; {remedy}"
+    return f"bad, it can teach next to nothing until completions differ; {remedy}"
 
 
 def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float) -> None:
@@ -243,15 +244,15 @@ def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float)
         line += f"; {(size - peak) / GB:.1f} GB of the GPU's {size / GB:.0f} are left: {judgement}"
     print(line)
     share = sampling / longest
-    print(f"  a step {longest:.2f} s, {share:.0%} of it sampling; with answers as they are now {usual:.2f} s")
+    print(f"  {longest:.2f} s per step, {share:.0%} of it sampling; with completions as they are now {usual:.2f} s")
     low, high = (plan.steps * each / 3600 for each in sorted(seconds))
     span = f"{low:,.1f} to {high:,.1f} hours"
     if high < 1:
         span = f"{60 * low:.2g} to {60 * high:.2g} minutes"
     if 60 * high < 1:
         span = f"{3600 * low:.2g} to {3600 * high:.2g} seconds"
-    line = f"The run: {plan.steps:,} steps in {span} on this {device}"
+    line = f"The run: {counted(plan.steps, 'step')} in {span} on this {device}"
     price = plan.settings.options.price
     if price:
-        line += f", {low * price:.2f} to {high * price:.2f} dollars at {price:g} an hour"
+        line += f", {low * price:.2f} to {high * price:.2f} dollars at {price:g} per hour"
     print(line)

@@ -1,7 +1,7 @@
 """The score of each reward, on texts that you type: try rewards.py before a run.
 
-python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row a text, each an answer to an empty prompt
-python rewards.py < answers.txt                       # one row a line
+python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row per text, each an answer to an empty prompt
+python rewards.py < answers.txt                       # one row per line
 python rewards.py --config mine.yaml "はい"           # with the settings of that file, as train_grpo.py reads it
 python rewards.py --rewards_file mine.py "はい"       # the rewards of another file
 """
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="rewards.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one that begins with - comes behind --")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one that begins with - comes after --")
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
     parser.add_argument("--rewards_file", type=Path, metavar="FILE", help="in place of rewards.py")
     options = parser.parse_args(arguments)
