@@ -118,6 +118,7 @@ SETTINGS = [  # under `training`, words of the refusal or None, more arguments
     ({"generation_kwargs": "{bad_words_ids: [[7]]}"}, None),
     ({"cache_implementation": "static"}, None),
     ({"activation_checkpointing": "true", "gradient_checkpointing_kwargs": "{foo: 1}"}, "_kwargs.foo: Unexpected"),
+    ({"activation_checkpointing": "true", "activation_checkpointing_kwargs": "{every_n_layers: 2}"}, None),
     ({"save_strategy": "best"}, "training.save_strategy: best by what?"),
     ({"learning_rate": "1e-3"}, None, *LORA),
 ]  # fmt: skip

@@ -58,13 +58,13 @@ def test_differences_are_of_the_questions_that_both_runs_have(capsys):
     one, two = (easy + RANDOM.normal(0, 0.3, 16) for _ in range(2))
     first = a_run("a", {"r": (1, list(one))})
     runs = [  # scores, number of the first question, how many both have, which difference is said
-        (two + 0.5, 0, "16", interval(two + 0.5 - one, [one, two])),
-        (two + 0.5, 99, "0", "–"),
-        ([None] * 6 + list(two[6:]), 4, "12", interval(two[6:12] - one[10:], [one, two])),
+        (two + 0.5, 0, "16, paired", interval(two + 0.5 - one, [one, two])),
+        (two + 0.5, 99, "different", "–"),
+        ([None] * 6 + list(two[6:]), 4, "12, paired", interval(two[6:12] - one[10:], [one, two])),
     ]
     others = [a_run(f"b{i}", {"r": (1, list(scores))}, ask=ask) for i, (scores, ask, *_) in enumerate(runs)]
     found = rows(capsys, first, *others)
-    assert ["questions in both", *(paired for _, _, paired, _ in runs)] in found
+    assert ["questions", *(paired for _, _, paired, _ in runs)] in found
     for other, (*_, difference) in zip(others, runs, strict=True):
         assert ["r", str(difference)] in rows(capsys, first, other)
     assert runs[0][-1].low > 0 and str(runs[0][-1]).startswith("+0.")  # which pairing makes plain
@@ -73,9 +73,9 @@ def test_differences_are_of_the_questions_that_both_runs_have(capsys):
 def test_totals_only_of_the_same_weights_and_the_last_20_steps_where_there_are_as_many(capsys):
     rewards = {"think_format_reward": (2, FLAT), "soft_overlong": (1, FLAT)}
     first, short, odd = a_run("a" * 70, rewards), a_run("b", rewards, steps=10), a_run("c", rewards, steps=38)
-    assert ["steps", "all 10", "the last 23 of 38"] in rows(capsys, short, odd)
+    assert ["means of", "10 steps", "last 23 of 38"] in rows(capsys, short, odd)
     found = rows(capsys, first, short)
-    assert ["steps", "the last 20 of 40", "all 10"] in found and ["think_format", "32.50", "7.50"] in found
+    assert ["means of", "last 20 of 40", "10 steps"] in found and ["think_format", "32.50", "7.50"] in found
     trained, level, difference = [cells[1:] for cells in found if cells[0] == compare.TOTAL]
     assert trained == ["7.00", "7.00"] and level == ["1.50 (0.78 to 2.22)"] * 2
     assert difference == [str(interval([0.0] * 16, [3 * score for score in FLAT]))]

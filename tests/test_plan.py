@@ -210,6 +210,7 @@ DEMO = ["1,030,560 parameters, all trained, float32", "291 read: 227 to train on
 DEMO += ["2 prompts x 4 = 8 completions", "4 optimizer steps; 16 completions", " 2 times", "1 warning above"]
 DEMO += ["GB (estimated)", "answer '", "(str)", "2 x length_reward (target_length 30, alpha 0.15)"]
 LORA = "--lora={r: 4, target_modules: [q_proj], layers_to_transform: [%d]}"
+EVERY_SECOND = "--training.activation_checkpointing_kwargs={every_n_layers: 2, offload: true}"
 AT_ONCE = ["--training.per_device_train_batch_size=512", "--samples.held_out=0"]
 TWO_EPOCHS = ["--training.max_steps", "-1", "--training.num_train_epochs", "2"]
 PLANS = [  # (arguments, what the plan says, what it does not)
@@ -222,6 +223,7 @@ PLANS = [  # (arguments, what the plan says, what it does not)
     (["--rewards.answer_reward.f1=true"], ["nothing found"], ["cheats"]),
     (TWO_EPOCHS, ["224 optimizer steps; 16 ", " 112 times"], []),
     (["--training.activation_checkpointing=true", *AT_ONCE], ["activations 2.5"], []),  # 5.2 without
+    (["--training.activation_checkpointing=true", EVERY_SECOND, *AT_ONCE], ["activations 4."], []),
     ([LORA % 0], ["trained with LoRA", "about"], ["roughly"]),
     ([LORA % 0, "--training.learning_rate=1e-6"], ["is one for all weights"], []),
     ([LORA % 1], ["trained with LoRA", "roughly", "target modules"], ["about"]),  # a copy of one layer lacks it

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import os
 from dataclasses import dataclass
 
@@ -160,9 +161,13 @@ def _activations(
     if not lora:  # the gradient of the head is summed in float32, beside one in its own type
         own = 0 if width == FLOAT32 else width
         head += text.vocab_size * text.hidden_size * (FLOAT32 + own)
-    if args.gradient_checkpointing:  # each layer's input is kept, and one layer is computed again at a time
-        return text.num_hidden_layers * hidden * width + max(head, first), uncounted
-    return first + (text.num_hidden_layers - 1) * another + head, uncounted
+    layers = text.num_hidden_layers
+    if not args.activation_checkpointing:
+        return first + (layers - 1) * another + head, uncounted
+    options = args.activation_checkpointing_kwargs or {}
+    checkpointed = math.ceil(layers / options.get("every_n_layers", 1))  # computed again, one at a time
+    inputs = 0 if options.get("offload") else checkpointed * hidden * width
+    return inputs + (layers - checkpointed) * another + max(head, first), uncounted
 
 
 def kept(policy: Policy, lora: LoraConfig | None, rows: int, tokens: int, layers: int) -> int:

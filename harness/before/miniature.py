@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from harness.before.arguments import key_about, training_arguments
 from harness.before.footprint import sharding
 from harness.before.plan import Plan
+from harness.before.policy import CheckpointingAsItWas
 from harness.errors import RewardError, one_line, out_of_memory
 from harness.processes import quiet
 from harness.reward import Reward
@@ -62,6 +63,7 @@ def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: 
             train_dataset=plan.data.train.select([0]),
             processing_class=plan.policy.tokenizer,
             peft_config=_small_lora(model, lora) if lora else None,
+            callbacks=[CheckpointingAsItWas()],
         )
         if not args.optim_target_modules:  # they are names of the real model
             trainer.create_optimizer()
@@ -125,6 +127,9 @@ def _small(args: GRPOConfig, folder: str) -> GRPOConfig:
     if args.use_vllm:
         args.use_vllm = False
         args.generation_kwargs = None
+    options = args.activation_checkpointing_kwargs
+    if options and not torch.cuda.is_available():  # activations cannot be moved off a GPU where there is none
+        args.gradient_checkpointing_kwargs = args.activation_checkpointing_kwargs = options | {"offload": False}
     return args
 
 

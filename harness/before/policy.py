@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainerCallback,
 )
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -146,6 +147,25 @@ def usable_attention(requested: str | None) -> tuple[str | None, str]:
     if from_hub:
         raise ValueError(f"the kernel {requested} does not load ({problem})")
     return None, f"not {requested}: {problem}"
+
+
+class CheckpointingAsItWas(TrainerCallback):
+    """TRL switches activation checkpointing off to sample, and on again: of each layer as it was when training began.
+
+    Upstream would leave one hook more on the embeddings each time, for which what is compiled is compiled anew, and
+    TRL 1.16 does not know every_n_layers and offload of activation_checkpointing_kwargs.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+        was = {layer: layer.gradient_checkpointing for layer in layers}
+
+        def switch(on: bool) -> None:
+            for layer, checkpointing in was.items():
+                layer.gradient_checkpointing = on and checkpointing
+
+        model.gradient_checkpointing_disable = lambda: switch(False)
+        model.gradient_checkpointing_enable = lambda *_, **kwargs: switch(True)
 
 
 def changes_base(lora: LoraConfig) -> bool:

@@ -22,6 +22,7 @@ from safetensors.torch import load_model, save_model
 from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
 
+from harness.before.policy import CheckpointingAsItWas
 from harness.during.padding import by_length, positions_are_relative, without_padding
 from harness.errors import RunError, in_short
 from harness.processes import quiet
@@ -69,15 +70,11 @@ class Trainer(GRPOTrainer):
         args.reward_weights = [reward.weight for reward in rewards]
         if args.log_completions:
             keep_columns(rewards, others["train_dataset"].column_names)
-        if args.gradient_checkpointing:
-            # Once: upstream does it anew at each step, and leaves one hook more each time, for which what is compiled
-            # would be compiled again.
-            others["model"].enable_input_require_grads()
-            others["model"].enable_input_require_grads = lambda: None
         functions = [reward.for_trl() for reward in rewards]
         tokenizers = [reward.tokenizer for reward in rewards]
         with quiet():  # the reference model's weights are the policy's, whose bar has been seen
             super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
+        self.add_callback(CheckpointingAsItWas())
         if args.num_completions_to_print is None:
             self.num_completions_to_print = 0  # TRL's default is all of them at each log
         for reward, function in zip(rewards, self.reward_funcs, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pandas import DataFrame, Series, concat
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.special import stdtrit
 
 from harness.after.curves import draw_curves, reward_names
@@ -74,7 +74,7 @@ def read_run(path: Path) -> Run:
 def training_table(runs: list[Run], names: list[str]) -> Table:
     """The means of each run's last 20 steps, or of all where it has no more."""
     table = _table("Training", runs)
-    table.add_row("steps", *map(_steps, runs))
+    table.add_row("means of", *map(_steps, runs))
     for name in names:
         key = "reward" if name == TOTAL else f"rewards/{name}/mean"
         table.add_row(short(name), *[_mean(run, key) for run in runs])
@@ -101,8 +101,8 @@ def held_out_table(runs: list[Run], names: list[str]) -> Table:
 
 def difference_table(first: Run, others: list[Run], names: list[str]) -> Table:
     """How much more than the first run the others score, on the held-out questions that both have answered."""
-    table = _table(f"Held-out questions, the difference to {first.folder}", others)
-    table.add_row("questions in both", *[_questions(first, other) for other in others])
+    table = _table(f"Held-out questions, the difference from {first.folder}", others)
+    table.add_row("questions", *[_questions(first, other) for other in others])
     for name in names:
         scores = first.scores(name)
         table.add_row(short(name), *[_difference(scores, other.scores(name)) for other in others])
@@ -213,9 +213,12 @@ def level(scores: Series, low: float, high: float) -> Interval:
 
 def _table(title: str, runs: list[Run]) -> Table:
     """A column for each run and a row for each reward, as there may be more rewards than runs."""
-    table = Table("", title=title, title_justify="left")
-    for run in runs:
-        table.add_column(str(run.folder), overflow="fold")
+    table = Table(Column("", no_wrap=True), title=title, title_justify="left")
+    names = [run.folder.path.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    for name in names:
+        table.add_column(name, overflow="fold")
     return table
 
 
@@ -223,8 +226,8 @@ def _steps(run: Run) -> str:
     end = run.state["global_step"]
     begin = run.begin_of_last()
     if begin == 0:
-        return f"all {end}"
-    return f"the last {end - begin} of {end}"
+        return f"{end} steps"
+    return f"last {end - begin} of {end}"
 
 
 def _mean(run: Run, key: str) -> str:
@@ -247,7 +250,7 @@ def _minutes(run: Run) -> str:
 
 def _questions(first: Run, other: Run) -> str:
     same = {sample["question"] for sample in first.samples} & {sample["question"] for sample in other.samples}
-    return str(len(same))
+    return f"{len(same)}, paired" if same else "different"
 
 
 def _difference(first: Series, other: Series) -> str:
