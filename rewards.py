@@ -33,10 +33,11 @@ def length_reward(completions, target_length: int = 30, alpha: float = 0.15, **k
 
 
 def answer_reward(completions, answer: list, f1: bool = False, **kwargs) -> list[float]:
-    """1 if the answer is in the completion: the data set's column `answer`, width, case and spaces aside; else 0.
+    """1 if the answer, the data set's column `answer`, is in the completion (with `f1` less); else 0.
 
-    An answer may be a text, a number (3776.0 is 3776), or a list of these, of which any is right. With `f1` it is the
-    less, the more there is beside the answer, as in a list of guesses: 2 * characters of the answer / (these + all).
+    Width, case and spaces do not count. An answer may be a text, a number (3776.0 is 3776), or a list of these, of
+    which any is right. With `f1` it is the less, the more there is beside the answer, as in a list of guesses:
+    2 * characters of the answer / (these + all).
     """
     scores = []
     for text, value in zip(map(_normalised, _texts(completions)), answer, strict=True):

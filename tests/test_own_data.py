@@ -81,22 +81,18 @@ def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, 
     assert len(loaded(policy, *source[:-1], "64").held_out) == 10  # a quarter at most
 
 
-def test_readmes_example_of_own_data_works_as_written(policy, tmp_path):
-    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your data")[1]
-    table, settings, reward = re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)[:3]
+def test_readmes_example_works_as_written(policy, tmp_path):
+    page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your reward")[1]
+    reward, settings = re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)[:2]
     (command,) = re.findall(r"^    (python train_grpo.py .*? --check)\s", page, re.MULTILINE)
-    for name in ("train_grpo.py", "config.yaml", "harness"):
+    for name in ("train_grpo.py", "config.yaml", "harness", "demo"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    (tmp_path / "mydata").mkdir()
-    header, *lines = table.splitlines(keepends=True)
-    more = [f"question {i},answer {i}\n" for i in range(40)]  # README shows the first lines of a longer file
-    (tmp_path / "mydata/q.csv").write_text("".join([header, *lines, *more]), encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(settings, encoding="utf-8")
     (tmp_path / "rewards.py").write_text(REWARDS.read_text(encoding="utf-8") + reward, encoding="utf-8")
     words = [sys.executable, *command.split()[1:], "--model.pretrained_model_name_or_path", policy]
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"{len(lines) + 40} read" in result.stdout and "1 x polite_reward" in result.stdout
+    assert "291 read" in result.stdout and "0.5 x polite_reward (bonus 2)" in result.stdout
     assert "answer_reward" in result.stdout and "emoji_reward" not in result.stdout
 
 

@@ -140,6 +140,8 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
     texts_before = [answer["completion"] for answer in before]
     texts_after = [answer["completion"] for answer in after]
     if texts_before == texts_after:
+        for change in [*changes, in_total]:
+            change.word = "unchanged"
         line = f"unchanged in this run: all {len(samples)} answers are as before"
         return Verdict("unchanged", line, changes, in_total)
     alike_before = alike(texts_before)
@@ -259,9 +261,11 @@ def likely_reason(
         flat = fmean(log.get(f"rewards/{name}/flat_groups", 0.0) for log in logs or [{}])
         if flat > 0.9:
             return f"zero variance of {name} in {flat:.0%} of the groups"
+    if kl and kl < HARDLY / 10:  # with beta 0 there is none, or it is 0
+        return f"the policy has hardly moved (KL {kl:.2g} per token): learning_rate is low"
     if steps < FEW_STEPS:
         return f"only {counted(steps, 'step')}"
-    if kl and kl < HARDLY:  # with beta 0 there is none, or it is 0
+    if kl and kl < HARDLY:
         return f"the policy has hardly moved (KL {kl:.2g} per token): learning_rate is low"
     return ""
 

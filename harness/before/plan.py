@@ -94,8 +94,9 @@ class Plan:
             print(f"cheats: {note}")
         warnings = len(self.cheats) + sum(line.startswith("warning: ") for _, line in rows)
         if self.settings.options.check:
+            where = "" if torch.cuda.is_available() or self.settings.training.get("use_cpu") else " on a CUDA GPU"
             found = f"{counted(warnings, 'warning')} above" if warnings else "nothing found against it"
-            print(f"{found}; the same command without --check starts it")
+            print(f"{found}; the same command without --check starts it{where}")
 
 
 # ---- doubts
