@@ -112,8 +112,11 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     given = typed_sections(merged, functools.partial(_error, places))
     for section, key in (("training", "output_dir"), ("model", "pretrained_model_name_or_path")):
         given[section][key] = os.path.expandvars(os.path.expanduser(given[section][key]))
-    if options.placebo and places["training.output_dir"]:  # not the command line's
-        given["training"]["output_dir"] = given["training"]["output_dir"].rstrip("/") + "-placebo"
+    folder = given["training"]["output_dir"].rstrip("/")
+    file = places["training.output_dir"].rpartition(":")[0]  # none of a folder that the command line names
+    its_own = Path(file).parent.absolute() == Path(folder).absolute()
+    if options.placebo and file and not its_own:
+        given["training"]["output_dir"] = f"{folder}-placebo"
     given["prompts"] = Prompts(**given["prompts"])
     given["samples"] = Samples(**given["samples"])
     settings = Settings(**given, places=places, options=options)

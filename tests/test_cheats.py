@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import ROOT, refused
+from conftest import ROOT
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 import train_grpo
@@ -20,7 +20,8 @@ REWARDS = {  # its weight, what stands in its note (None: there is none), and th
     "punished": (-1, GUESSED, lambda completions, answer: [-score for score in right(completions, answer)]),
     "letter": (1, SAME, lambda completions, letter: right(completions, letter)),
     "number_reward": (1, "pays a denial as", None),
-    "forbidden": (-1, "pays no value of answer more", lambda completions, answer: right(completions, answer)),
+    "nothing": (1, "pays no value of answer more", lambda completions, answer: [0.0] * len(answer)),
+    "forbidden": (-1, None, lambda completions, answer: right(completions, answer)),
     "a_judge": (1, "not asked", lambda completions, answer: [0.0, 1.0]),  # two, of check_reward; of more it would fail
     "constant": (1, None, lambda completions, level: right(completions, level)),
     "canary": (0, None, lambda completions, answer: right(completions, answer)),
@@ -48,8 +49,9 @@ def test_each_reward_has_one_note_or_none(tiny, tmp_path, monkeypatch, capsys):
     assert [name for _, name, _ in lines] == [name for name, (_, words, _) in REWARDS.items() if words]
     assert [line for line in lines if REWARDS[line[1]][1] not in line[2]] == []
     module.contains = lambda completions, answer: [len(str(c)) / (len(str(c)) < 70) for c in completions]  # no list
-    message = refused(check)
-    assert "rewards.contains: raised ZeroDivisionError" in message and "on row 0" in message
+    train_grpo.main(check)
+    said = capsys.readouterr().out
+    assert "cheats: on a text made from the rows, " in said and "rewards.contains: raised ZeroDivisionError" in said
     monkeypatch.setattr(cheats, "SLOW", -1)
     train_grpo.main(check)
     assert "cheats: contains is not asked further" in capsys.readouterr().out

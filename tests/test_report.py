@@ -86,7 +86,7 @@ def test_the_last_lines_are_commands_also_where_the_report_cannot_be_written(tin
     assert warning.startswith("warning: step 1: the report is incomplete")
 
     done = subprocess.run(compared.split(":", 1)[1], shell=True, capture_output=True, text=True)
-    assert done.returncode == 0 and " all 4 " in done.stdout, done.stderr
+    assert done.returncode == 0 and " 4 steps " in done.stdout, done.stderr
     monkeypatch.setattr("sys.stdin", io.StringIO("富士山の高さは?\n"))
     assert talk.split(":", 1)[1].replace(" chat ", " compare ") == compared.split(":", 1)[1]
     chat.main(shlex.split(talk.split(" chat ")[1]))

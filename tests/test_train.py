@@ -20,6 +20,7 @@ from harness.during.trainer import Trainer
 from harness.errors import RunError
 from harness.reward import Reward
 from harness.run_folder import RunFolder
+from harness.settings import read_settings
 from harness.tools.chat import its_rewards
 from harness.tools.read import read_file
 
@@ -95,7 +96,10 @@ def test_a_placebo_learns_from_the_rewards_of_each_group_in_another_order(tiny, 
             assert sorted(group["advantage"]) == pytest.approx(sorted(advantages), abs=1e-4)
             in_order.append(list(group["advantage"]) == pytest.approx(list(advantages), abs=1e-4))
     assert len(in_order) == 16 and sum(in_order) < 8  # four groups, written at each of four steps
-    assert "--placebo True -> False" in refused([*tiny, "--training.output_dir", str(run), "--resume"])
+    message = refused([*tiny, "--training.output_dir", str(run), "--resume"])
+    assert "--placebo True -> False" in message and message.endswith(" --placebo")
+    its_own = read_settings(message.split("goes on: ")[1].split())
+    assert its_own.training["output_dir"] == str(run)
 
 
 def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_path, policy):

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.before.miniature import without_a_trace
 from harness.before.plan import Plan
-from harness.errors import one_line
+from harness.errors import RewardError, one_line
 from harness.reward import Reward
 
 ROWS = 64
@@ -24,13 +24,16 @@ def cheats(plan: Plan, own_texts: Sequence[str] = ()) -> list[str]:
     """One note per reward that is trained on and needs a column of the data, or none; and which ones were not asked.
 
     They are asked about texts made from the rows; or about the policy's `own_texts`, each as the answer to every
-    question. Raises RewardError where one fails on a text.
+    question.
     """
     rows = plan.data.train.shuffle(seed=0, keep_in_memory=True)[:ROWS]
     notes = []
     for reward in plan.rewards:
         if reward.weight:
-            notes += _notes(plan, reward, rows, own_texts)
+            try:
+                notes += _notes(plan, reward, rows, own_texts)
+            except RewardError as error:
+                notes.append(f"on a text made from the rows, {error}")
     return notes
 
 
@@ -58,7 +61,10 @@ def _notes(plan: Plan, reward: Reward, rows: dict, own_texts: Sequence) -> list[
             if pay > most:
                 right, most = formed, pay
     if not right:
-        return [f"{name} pays no value of {', '.join(answers)} more than an empty text: no answers, or not in its form"]
+        if reward.weight < 0:
+            return []  # such a text costs, as it is meant to
+        why = "no answers, not in its form, or longer than max_completion_length"
+        return [f"{name} pays no value of {', '.join(answers)} more than an empty text: {why}"]
 
     cheats = {f"{one_line(repr(text), 100)} to every question": [text] * len(right) for text in own_texts}
     cheats = cheats or _made_up(right, rows["prompt"])

@@ -102,6 +102,8 @@ def _check_same_settings(settings: Settings, folder: RunFolder) -> None:
         return
     changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
     remedy = f"with its own it goes on: --config {quote(str(folder.settings_file))} --resume"
+    if folder.is_placebo():
+        remedy += " --placebo"
     if LENGTH.issuperset(differ):
         remedy += "; a run keeps its length: when it is done, it prints the command that goes on from its model"
     raise UserError(f"--resume: other settings than the run's: {changes}; {remedy}")
