@@ -45,7 +45,6 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--training.generation_kwargs 512", "training.generation_kwargs: ", "dictionary"),
     ("--training.generation_kwargs {max_cache_length:\u00a09}", "training.generation_kwargs.max_cache_length: ", "unk"),
     ("--training.push_to_hub true", "training.push_to_hub: ", "hf auth login"),
-    ("--training.output_dir demo/model --model.pretrained_model_name_or_path demo/model", "training.output_dir: ", ""),
     ("--training.generation_kwargs {temperature:\u00a01}", "training.generation_kwargs.temperature: ", "setting"),
     ("--training.metric_for_best_model eval_rewards/x/mean", "training.metric_for_best_model: ", "emoji_reward"),
     ("--training.metric_for_best_model loss", "training.metric_for_best_model: ", "canaries_hold"),
