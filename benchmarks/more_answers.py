@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from harness.after.samples import complete, score  # noqa: E402
 from harness.after.verdict import interval  # noqa: E402
 from harness.before.data import load_data  # noqa: E402
+from harness.before.policy import load_model  # noqa: E402
 from harness.run_folder import RunFolder  # noqa: E402
 from harness.settings import read_settings  # noqa: E402
 from harness.tools.chat import eos_token_ids, its_rewards, sampling_arguments  # noqa: E402
-from harness.tools.trained import load_model  # noqa: E402
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

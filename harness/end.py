@@ -23,6 +23,9 @@ from harness.during.stop import end_children, stop
 from harness.errors import RewardError, RunError, Stopped, UserError
 from harness.processes import launched, write_end
 
+# OpenMP's threads that spin while they wait take the cores from each other where anything else runs (benchmarks).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as each program imports this file first
+
 # At their import, on CUDA kernels that are not there and what torch will rename; here, for a notebook that imports us.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)

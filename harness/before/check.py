@@ -36,9 +36,7 @@ def check_run(plan: Plan) -> None:
                 check_reward(reward, plan)
         if in_miniature:
             try_a_step(plan)
-        if (
-            plan.settings.options.check
-        ):  # a run's rewards, which may remember what they saw, are asked no more than once
+        if plan.settings.options.check:  # not in a run, whose rewards may remember what they saw
             plan.cheats = cheats(plan)
     except RewardError as error:
         raise UserError(str(error)) from error

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,6 +33,7 @@ from harness.reward import Reward
 from harness.settings import Settings
 
 NAME = "model.pretrained_model_name_or_path"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of a trained model that is loaded again
 WHERE_KEYS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
@@ -180,6 +181,29 @@ def changes_base(lora: LoraConfig) -> bool:
         layer.weight.data = weight.clone()
         get_peft_model(torch.nn.Sequential(layer), start)
     return not torch.equal(layer.weight, weight)
+
+
+def load_model(section: dict, folder: Path | None = None) -> PreTrainedModel | PeftModel:
+    """The base model that the section `model` names; or what `folder` holds, in the dtype it was saved in: a whole
+    model, or the base with an adapter.
+
+    The attention is the model's own choice: not every machine has the one of the training.
+    """
+    name = section["pretrained_model_name_or_path"]
+    try:
+        if folder and not (folder / "adapter_config.json").exists():
+            name = str(folder)
+            trust = section.get("trust_remote_code", False)
+            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust)
+        else:
+            keywords = section | {"attn_implementation": None, "device_map": None}
+            model = AutoModelForCausalLM.from_pretrained(**keywords)
+            if folder:
+                name = str(folder)
+                model = PeftModel.from_pretrained(model, name)
+    except Exception as error:  # as in load_policy; a folder's files may be damaged, or for another base model
+        raise UserError(f"model: {loading_problem(name, error)}") from error
+    return model.to(DEVICE).eval()
 
 
 def load_reward_models(rewards: list[Reward]) -> None:

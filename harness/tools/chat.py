@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     from harness.after.samples import complete, score
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
-    from harness.before.policy import changes_base, eos_token_ids
-    from harness.tools.trained import load_model
+    from harness.before.policy import changes_base, eos_token_ids, load_model
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder.path)
@@ -87,8 +86,7 @@ def its_rewards(folder: RunFolder, entries: dict[str, dict]) -> list[Reward]:
 
     They are functions of its own rewards.py; where that does not run any more, there are none, and a line that says so.
     """
-    from harness.before.policy import load_reward_models
-    from harness.tools.trained import DEVICE
+    from harness.before.policy import DEVICE, load_reward_models
 
     def error(key: str, problem: str) -> UserError:
         return UserError(f"{key}: {problem}")

@@ -43,7 +43,7 @@ def merge(settings: dict, folder: RunFolder, output: Path) -> None:
 
     from harness.before.data import prompt_text
     from harness.before.messages import as_messages
-    from harness.tools.trained import load_model
+    from harness.before.policy import load_model
 
     base_model = settings["model"]
     template = settings["training"].get("chat_template_kwargs") or {}
