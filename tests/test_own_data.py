@@ -73,6 +73,7 @@ def test_the_counts_add_up_and_no_held_out_question_is_trained_on(policy, rows, 
     dropped = f"2 empty (dropped), 1 too long (dropped), {known}"
     assert kept.in_words() == f"63 read: {52 - repeats} to train on, 8 held out, {dropped}"
     # What earlier versions held out and trained on, so that their runs can be resumed.
+    assert loaded(policy, *source, "--training.seed=7").held_out["query"][:] == kept.held_out["query"][:]
     assert kept.held_out["query"][:] == [rows[i]["query"] for i in (7, 1, 17, 15, 14, 8, 6, 5)]
     assert kept.sha256() == "979c70bf6a2228714fcfb8b5c960e1bfb086c6f6bd779d8b44a48a1e244f8e65"
     dropped = loaded(policy, *source, "--prompts.drop_duplicates", "true")

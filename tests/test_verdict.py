@@ -108,6 +108,8 @@ REASONS = [  # of a run's last log, its steps, whether a weight moved, the plan'
     ({"rewards/a/flat_groups": 1, "kl": 0.002}, 200, True, [], "zero variance of a in 100% of the groups"),
     ({"rewards/canary/flat_groups": 1.0}, 20, True, [], "only 20 steps"),
     ({"kl": 0.002}, 200, True, [], "the policy has hardly moved (KL 0.002 per token): learning_rate is low"),
+    ({"kl": 0.002}, 20, True, [], "only 20 steps"),
+    ({"kl": 0.0002}, 20, True, [], "the policy has hardly moved (KL 0.0002 per token): learning_rate is low"),
     ({"kl": 0.0}, 200, True, [], ""),  # with beta 0 there is no KL
     ({}, 200, True, [], ""),
 ]

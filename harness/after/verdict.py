@@ -261,12 +261,12 @@ def likely_reason(
         flat = fmean(log.get(f"rewards/{name}/flat_groups", 0.0) for log in logs or [{}])
         if flat > 0.9:
             return f"zero variance of {name} in {flat:.0%} of the groups"
-    if kl and kl < HARDLY / 10:  # with beta 0 there is none, or it is 0
+    few = steps < FEW_STEPS
+    hardly = HARDLY / 10 if few else HARDLY
+    if kl and kl < hardly:  # with beta 0 there is none, or it is 0
         return f"the policy has hardly moved (KL {kl:.2g} per token): learning_rate is low"
-    if steps < FEW_STEPS:
+    if few:
         return f"only {counted(steps, 'step')}"
-    if kl and kl < HARDLY:
-        return f"the policy has hardly moved (KL {kl:.2g} per token): learning_rate is low"
     return ""
 
 
