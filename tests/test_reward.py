@@ -117,7 +117,7 @@ def test_what_is_logged_of_two_groups_of_two():
 CALLABLES = """
 from __future__ import annotations
 import dataclasses, enum, functools, torch
-from functools import reduce
+from beside_it import reduce
 from typing import TYPE_CHECKING, Optional
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ NAMED = [
 
 def test_any_callable_is_a_reward_or_one_line_says_what_it_lacks(tmp_path):
     (tmp_path / "rewards.py").write_text(CALLABLES)
+    (tmp_path / "beside_it.py").write_text("from functools import reduce")
     use(tmp_path / "rewards.py")
     answer = [[{"role": "assistant", "content": "あ"}]]
     wrong = []
