@@ -90,6 +90,8 @@ OWN_CODE = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "Aut
 NO_ENDS = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": None, "eos_token": None}
 DAMAGES = {  # what is done to the model's folder
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "half the weights": lambda folder: (folder / "model.safetensors").write_bytes(b"half of it"),
+    "wider": lambda folder: edit(folder / "config.json", intermediate_size=1024),
     "a part missing": lambda folder: (folder / "model.safetensors.index.json").write_text(PART),
     "a GGUF": lambda folder: (folder / "model.safetensors").rename(folder / "model.gguf"),
     "no config": lambda folder: (folder / "config.json").unlink(),
@@ -104,7 +106,9 @@ HALF = ["--model.dtype", "float16", "--training.fp16", "true", "--training.bf16"
 WITH_LORA = ["--lora", "{r: 4, target_modules: [q_proj]}"]
 NAME = "model.pretrained_model_name_or_path: "
 WEIGHTS = [  # damages, settings, the key and a word; None: it passes
-    (["no weights"], [], NAME, "no weights"),
+    (["no weights"], [], NAME, "no file named model.safetensors"),
+    (["half the weights"], [], NAME, "SafetensorError"),
+    (["wider"], [], NAME, "mismatch"),
     (["a GGUF", "no config"], [], NAME, "GGUF"),
     (["no weights", "a part missing"], [], NAME, "model-00001-of-00002.safetensors"),
     (["quantized"], [], NAME, "quantized"),

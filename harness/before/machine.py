@@ -1,6 +1,5 @@
 """Machine: can these settings run here, and can these weights be trained? Asked before any of them is loaded."""
 
-import json
 import os
 import shutil
 import sys
@@ -10,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.quantizers import AutoHfQuantizer
 
 from harness.before.data import prompt_text
-from harness.before.footprint import LOW_BIT
+from harness.before.footprint import LOW_BIT, sharding
 from harness.before.plan import Plan
-from harness.before.policy import NAME, precision
+from harness.before.policy import NAME, loading_problem, precision
 from harness.errors import UserError, one_line
+from harness.processes import quiet
 from harness.settings import Settings
 
 
@@ -38,10 +39,11 @@ def check_machine(settings: Settings) -> None:
 def check_weights(plan: Plan) -> None:
     """What would go wrong with this model's weights, once they were loaded; raises UserError."""
     settings, policy = plan.settings, plan.policy
-    _check_folder(settings)
     quantization = getattr(policy.config, "quantization_config", None)
     if quantization:
         _check_quantized(settings, NAME, quantization)
+    else:
+        _check_folder(plan)
     if policy.precision == policy.dtype == torch.float16 and not plan.lora:
         problem = "the loss scaler of fp16 wants float32 weights, not float16; set model.dtype: float32, or use LoRA"
         raise settings.error("model.dtype", problem)
@@ -104,19 +106,19 @@ def _check_quantized(settings: Settings, key: str, quantization: dict[str, Any])
         raise settings.error(key, one_line(error)) from error
 
 
-def _check_folder(settings: Settings) -> None:
-    """A folder has weights, and all of their files."""
-    folder = Path(settings.model["pretrained_model_name_or_path"], settings.model.get("subfolder") or "")
-    if not folder.is_dir() or settings.model.get("gguf_file"):
+def _check_folder(plan: Plan) -> None:
+    """The weights of a folder are there, whole and of this shape: loaded to where a tensor is a shape."""
+    model = plan.settings.model
+    name = model["pretrained_model_name_or_path"]
+    if not Path(name).is_dir() or model.get("gguf_file") or model.get("quantization_config"):
         return
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for file in sorted(set(named.values())):
-            if not (folder / file).exists():
-                raise settings.error(NAME, f"{folder} lacks a part of the weights, {file}")
-    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise settings.error(NAME, f"{folder} holds no weights (*.safetensors)")
+    if any(sharding(plan.args)):  # a model that is to be divided takes no device_map
+        return
+    try:
+        with quiet():
+            AutoModelForCausalLM.from_pretrained(**plan.policy.keywords | {"device_map": "meta"})
+    except Exception as error:  # OSError, RuntimeError, safetensors' own
+        raise plan.settings.error(NAME, loading_problem(name, error)) from error
 
 
 def _check_token_ids(plan: Plan) -> None:
