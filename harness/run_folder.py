@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -54,15 +54,8 @@ class RunFolder:
         write_whole(self.settings_file, settings)
 
     def settings(self) -> dict[str, Any]:
-        """The sections of its config.yaml as plain values; raises UserError where there is none, or half a file."""
-        try:
-            sections = yaml.safe_load(self.settings_file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{self}: no run (no config.yaml)") from error
-        except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{self.settings_file}: damaged: {one_line(error)}") from error
-        if not isinstance(sections, dict) or not isinstance(sections.get("rewards"), dict):
-            raise UserError(f"{self.settings_file}: damaged: it has no section rewards")
+        """The sections of its config.yaml as plain values; raises UserError where it is missing or damaged."""
+        sections = _read(self.settings_file, yaml.safe_load)
         sections.pop("complete", None)
         return sections
 
@@ -91,10 +84,7 @@ class RunFolder:
 
     def run(self) -> dict[str, Any]:
         """run.json; raises UserError where it is missing or damaged."""
-        try:
-            return json.loads(self.run_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.run_file}: missing or damaged: {in_short(error)}") from error
+        return _read(self.run_file, json.loads)
 
     def samples(self) -> list[dict[str, Any]] | None:
         """The lines of samples.jsonl; None where there is no such file, or half of one."""
@@ -118,7 +108,7 @@ class RunFolder:
         places = [self.path, *reversed(self.checkpoints())]  # of the same step the folder's own, which is complete
         files = [place / self.state_file.name for place in places]
         there = [file for file in files if file.exists()]
-        states = [_read_state(file) for file in there[:2]]
+        states = [_read(file, json.loads) for file in there[:2]]
         if not states:
             raise UserError(f"{self}: holds no run (no trainer_state.json)")
         newest = max(states, key=lambda state: state["global_step"])
@@ -186,8 +176,8 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """What write_status has written; {} where there is nothing, or something else."""
         try:
-            return dict(json.loads(self.status_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return _read(self.status_file, json.loads)
+        except UserError:
             return {}
 
     def write_status(self, status: str, exit_status: int | None = None, **more: Any) -> None:
@@ -270,11 +260,11 @@ class RunFolder:
                 return checkpoint.rename(aside)
 
 
-def _read_state(file: Path) -> dict[str, Any]:
+def _read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: damaged: {in_short(error)}") from error
+        return dict(parse(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: missing or damaged: {in_short(error)}") from error
 
 
 def difference(old: str, new: str) -> str:

@@ -91,7 +91,7 @@ def test_scores_are_only_of_rewards_as_the_run_had_them(run, chatted, monkeypatc
 
 def test_what_is_not_there_is_named(run, tmp_path, chatted):
     # The files that are there, at last all but the weights; and what is said
-    for names, words in (("none", "no run"), ("config.yaml", "no model yet"), ("*.json*", f"model: .*{tmp_path}")):
+    for names, words in (("none", "missing"), ("config.yaml", "no model yet"), ("*.json*", f"model: .*{tmp_path}")):
         for file in run.glob(names):
             shutil.copy(file, tmp_path)
         with pytest.raises(UserError, match=words):

@@ -92,7 +92,7 @@ def test_what_is_compared_is_a_question_as_the_run_had_it(runs, tmp_path):
 
 
 def test_no_lora_run_is_named_and_no_run_goes_into_its_own_models_folder(runs, policy, tmp_path):
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="config.yaml: missing"):
         merge.main([str(tmp_path)])
     full = shutil.copytree(policy, tmp_path / "run")  # a whole model, where a LoRA run has its adapter
     with pytest.raises(UserError, match="is not empty"):

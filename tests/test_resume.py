@@ -119,7 +119,7 @@ def test_settings_that_change_the_training_or_are_damaged_refuse_to_resume(inter
     assert [words for words in changed.values() if words not in message] == []
     train_grpo.main([*message.split("goes on: ")[1].split(), "--check"])
     (tmp_path / "run/config.yaml").write_bytes(b"\xff\xfe")
-    assert "config.yaml: damaged" in refused([*interrupted, "--resume"])
+    assert "config.yaml: missing or damaged" in refused([*interrupted, "--resume"])
     none_to_resume = ["--training.save_only_model", "true", "--resume", "auto"]
     assert refused([*interrupted, *none_to_resume]).startswith("training.save_only_model: ")
 
