@@ -40,7 +40,7 @@ def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path,
     assert trackers == [] and list(kept.iterdir()) == [] and not (tmp_path / "run").exists()
     assert "Rehearsal, 1 of 2: " in bars and "Rehearsal, 2 of 2: " in bars
     assert re.search("best answer, .*\n  median answer, .*\n  worst answer, ", said), said
-    assert re.search(r"The run: 4 steps in \S+ to \S+ seconds .*, 0\.\d\d to 0\.\d\d dollars at 2.5 per", said), said
+    assert re.search(r"The run: 4 steps in 0:\S+ to 0:\S+ .*, 0\.\d\d to 0\.\d\d dollars at 2.5 per", said), said
     usual, worst = clocks
     assert 0 < sum(worst.sampling) < sum(worst.seconds) and min(worst.memory) > 0
     assert {log["completions/mean_length"] for log in worst.logs if "completions/mean_length" in log} == {48}

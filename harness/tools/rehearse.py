@@ -4,12 +4,14 @@ Two generation batches of the untrained policy, sampled and scored as in the run
 whole steps as in the run, but on the longest prompts and with completions of full length, show its worst case.
 """
 
+import math
 import resource
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from statistics import mean
 
@@ -245,14 +247,10 @@ def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float)
     print(line)
     share = sampling / longest
     print(f"  {longest:.2f} s per step, {share:.0%} of it sampling; with completions as they are now {usual:.2f} s")
-    low, high = (plan.steps * each / 3600 for each in sorted(seconds))
-    span = f"{low:,.1f} to {high:,.1f} hours"
-    if high < 1:
-        span = f"{60 * low:.2g} to {60 * high:.2g} minutes"
-    if 60 * high < 1:
-        span = f"{3600 * low:.2g} to {3600 * high:.2g} seconds"
-    line = f"The run: {counted(plan.steps, 'step')} in {span} on this {device}"
+    low, high = (timedelta(seconds=math.ceil(plan.steps * each)) for each in sorted(seconds))
+    line = f"The run: {counted(plan.steps, 'step')} in {low} to {high} (h:mm:ss) on this {device}"
     price = plan.settings.options.price
     if price:
-        line += f", {low * price:.2f} to {high * price:.2f} dollars at {price:g} per hour"
+        hour = timedelta(hours=1)
+        line += f", {low / hour * price:.2f} to {high / hour * price:.2f} dollars at {price:g} per hour"
     print(line)
