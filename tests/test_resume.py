@@ -73,7 +73,6 @@ def test_resume_keeps_the_before_side_and_what_was_warned_of_and_saves_as_it_is_
     assert {log["step"] for log in folder.state()["log_history"] if "loss" in log} == {1, 2, 4, 5, 6}  # each save logs
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-5", "checkpoint-6"]
     out, err = capfd.readouterr()
-    assert "trainer_state.json" not in err  # upstream says that they are the checkpoint's
     assert "resumed from checkpoint-2, step 2 of 6" in out and " 2/6 [" in err
 
 

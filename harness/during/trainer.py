@@ -10,7 +10,6 @@ These private names of upstream's trainers are used here and nowhere else; tests
                                          logs and saves as often as its checkpoint says, not its arguments
 """
 
-import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -192,14 +191,6 @@ class Trainer(GRPOTrainer):
         )
 
     def _init_training_state(self, max_steps, updates_per_epoch, epochs, *args):
-        logger = logging.getLogger("transformers.trainer_utils")
-        logger.addFilter(_not_of_other_steps)
         begin = super()._init_training_state(max_steps, updates_per_epoch, epochs, *args)
-        logger.removeFilter(_not_of_other_steps)
         self.state.compute_steps(self.args, max_steps)
         return (epochs, 0) if self.state.global_step >= max_steps else begin
-
-
-def _not_of_other_steps(record: logging.LogRecord) -> bool:
-    """Upstream warns that the arguments are not the checkpoint's, which hold here; the others resume.py refuses."""
-    return "trainer_state.json" not in record.getMessage()
