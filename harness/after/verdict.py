@@ -75,7 +75,7 @@ def interval(values: Sequence[float], scores: Any = None) -> Interval:
 class Change:
     """What has become of one reward, or of the total, from before the run to after it.
 
-    `word`: one of WORDS, but not hacked. `before`, `after`: means; `better`, `worse`: on how many questions.
+    `word`: one of WORDS, but not hacked. `before`, `after`: means.
     """
 
     name: str
@@ -84,8 +84,6 @@ class Change:
     before: float
     after: float
     change: Interval
-    better: int
-    worse: int
 
     def __str__(self):
         return f"{self.name} {self.change}"
@@ -166,13 +164,9 @@ def _change(name: str, weight: float, before: list[float | None], after: list[fl
     scores = np.array(pairs, dtype=float)  # (questions, 2)
     old = scores[:, 0]
     new = scores[:, 1]
-    differences = (new - old).round(12)
-    change = interval(differences, scores)
-    gains = -differences if weight < 0 else differences
+    change = interval(new - old, scores)
     word = _word_of_a_reward(weight, change, old.mean())
-    better = int((gains > 0).sum())
-    worse = int((gains < 0).sum())
-    return Change(name, weight, word, float(old.mean()), float(new.mean()), change, better, worse)
+    return Change(name, weight, word, float(old.mean()), float(new.mean()), change)
 
 
 def _word_of_a_reward(weight: float, change: Interval, before: float) -> str:
