@@ -34,22 +34,22 @@ class Run:
     Args:
         folder: its output_dir.
         state: upstream's TrainerState.
+        logs: those of training in it.
         weights: by reward.
         samples: the lines of samples.jsonl that are held out, and answered before and after training.
     """
 
     folder: RunFolder
     state: dict
+    logs: DataFrame
     weights: dict[str, float]
     samples: list[dict]
 
     def begin_of_last(self) -> int:
         """The step after which the last 20 begin, or a few more where a log is the mean of several; or 0."""
-        begin = 0
-        for log in self.state["log_history"]:
-            if "reward" in log and log["step"] <= self.state["global_step"] - LAST:
-                begin = log["step"]
-        return begin
+        steps = self.logs["step"]
+        earlier = steps[steps <= self.state["global_step"] - LAST]
+        return earlier.max() if len(earlier) else 0
 
     def scores(self, name: str, when: str = "after") -> Series:
         """Of a reward, or the total: by question, without those to which it does not apply."""
@@ -68,7 +68,8 @@ def read_run(path: Path) -> Run:
     if samples is None:
         print(f"note: {folder}: has no samples.jsonl, or a damaged one; its answers are left out")
         samples = []
-    return Run(folder, state, folder.weights(), answered(samples))
+    logs = DataFrame(state["log_history"]).dropna(subset="reward")
+    return Run(folder, state, logs, folder.weights(), answered(samples))
 
 
 def training_table(runs: list[Run], names: list[str]) -> Table:
@@ -232,14 +233,9 @@ def _steps(run: Run) -> str:
 
 def _mean(run: Run, key: str) -> str:
     """Over the logs of its last steps."""
-    begin = run.begin_of_last()
-    values = []
-    for log in run.state["log_history"]:
-        if log["step"] > begin and log.get(key) is not None:
-            values.append(log[key])
-    if not values:
-        return "–"
-    return f"{sum(values) / len(values):.2f}"
+    last = run.logs[run.logs["step"] > run.begin_of_last()]
+    mean = last[key].astype(float).mean() if key in last else np.nan
+    return "–" if np.isnan(mean) else f"{mean:.2f}"
 
 
 def _minutes(run: Run) -> str:
