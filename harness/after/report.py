@@ -1,6 +1,6 @@
 """Report: curves while a run goes on; samples, before/after and a model card once it is over.
 
-Nothing here may cost a run: drawing curves is given at most 5% of the time, and what cannot be written is a warning.
+Nothing here may cost a run: drawing curves is given at most 1% of the time, and what cannot be written is a warning.
 """
 
 import os
@@ -156,7 +156,7 @@ class Report(TrainerCallback, ExportableState):
         weights = {reward.logged: reward.weight for reward in self.rewards}
         draw_curves({"": history}, titles, self.folder.curves, weights)
         end = time.monotonic()
-        self.next_drawing = end + pause(end - begin)
+        self.next_drawing = end + 100 * (end - begin)
 
     def _write_samples(self) -> None:
         self.folder.write_samples(self.samples())
@@ -218,8 +218,3 @@ def _with_scores(answer: dict[str, Any] | None) -> str:
     if answer is None:
         return "–"
     return f"{answer['completion']}\n  ({score_words(answer['rewards'])})"
-
-
-def pause(drawing: float) -> float:
-    """Seconds to the next drawing, by those of the last: 0.5% of the time, up to 5% for a picture per minute."""
-    return max(20 * drawing, min(200 * drawing, 60))
