@@ -274,7 +274,7 @@ def test_the_plan_doubts_settings_that_run_and_teach_nothing_or_the_wrong_thing(
         settings = read_settings([*demo, *arguments])
         args, lora = training_arguments(settings)
         plan = SimpleNamespace(rewards=[], settings=settings, args=args, lora=lora, policy=load_policy(settings))
-        plan.parameters, plan.steps = parameters, steps
+        plan.size, plan.steps = SimpleNamespace(parameters=parameters), steps
         plan.data = SimpleNamespace(held_out=range(64))
         found = doubts(plan)
         if len(found) != bool(expected) or (expected or "") not in "".join(found):

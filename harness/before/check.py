@@ -169,9 +169,9 @@ def check_output(plan: Plan, folder: RunFolder, resume: bool | str) -> None:
         check_same_run(plan, folder)
     elif folder.why_taken():
         raise error(key, folder.why_taken())
-    if free < plan.disk:
+    if free < plan.size.disk:
         raise error(
             key,
-            f"{free / 1e6:,.0f} MB are free, {plan.disk / 1e6:,.0f} MB are needed "
+            f"{free / 1e6:,.0f} MB are free, {plan.size.disk / 1e6:,.0f} MB are needed "
             "for the model and its checkpoints (save_total_limit)",
         )

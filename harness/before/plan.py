@@ -37,9 +37,8 @@ class Plan:
     `steps`: optimizer steps. `calls`: how often completions are sampled, each time for `prompts_a_batch` prompts, which
     are trained on for `steps_per_call` optimizer steps. Of one step, in all processes: `completions_a_step` are trained
     on, and `questions_a_step` are asked, which are fewer where num_iterations trains on the same ones again.
-    `memory`, `disk`: estimated bytes on each GPU, by part, and of what the run leaves; `uncounted`: see Footprint.
-    `compiled`: whether sampling is, in words. `doubts`: what may go wrong with it; of these `too_slow`: why it will
-    probably learn nothing. `cheats`: what of the rewards can be gamed.
+    `size`: its Footprint. `compiled`: whether sampling is, in words. `doubts`: what may go wrong with it; of these
+    `too_slow`: why it will probably learn nothing. `cheats`: what of the rewards can be gamed.
     """
 
     settings: Settings
@@ -64,12 +63,7 @@ class Plan:
         self.calls = math.ceil(self.steps / self.steps_per_call)
 
         longest = self.settings.prompts.max_length or self.data.longest
-        size = footprint(self.settings, self.policy, args, self.lora, longest)
-        self.parameters = size.parameters
-        self.trainable = size.trainable
-        self.memory = size.memory
-        self.uncounted = size.uncounted
-        self.disk = size.disk
+        self.size = footprint(self.settings, self.policy, args, self.lora, longest)
 
         self.too_slow = too_slow(self)
         self.doubts = self.too_slow + doubts(self)
@@ -124,7 +118,7 @@ def doubts(plan: Plan) -> list[str]:
     """Settings that run, and probably learn nothing, or lose it."""
     args, found = plan.args, []
     rate = args.learning_rate
-    if not plan.lora and plan.parameters > 50e6 and rate > HELD:
+    if not plan.lora and plan.size.parameters > 50e6 and rate > HELD:
         found.append(
             f"learning_rate {rate:g} may destroy a model whose weights are all trained: "
             f"SmolLM2-135M held {HELD:g}, and was destroyed within four steps at 6e-4"
@@ -196,8 +190,8 @@ def _biased_sampling(plan: Plan) -> list[str]:
 def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
     policy, row = plan.policy, plan.data.train[0]
     trained = "all trained"
-    if plan.trainable != plan.parameters:
-        trained = f"{plan.trainable:,} trained with LoRA"
+    if plan.size.trainable != plan.size.parameters:
+        trained = f"{plan.size.trainable:,} trained with LoRA"
     model = plan.settings.model["pretrained_model_name_or_path"]
     attention = policy.keywords["attn_implementation"] or "sdpa, where the model has it"
     if policy.fallback:
@@ -207,7 +201,7 @@ def _what_is_trained(plan: Plan) -> list[tuple[str, str]]:
         if column != "prompt":
             columns.append(f"{column} {one_line(repr(value), most=40)} ({type(value).__name__})")  # as a reward gets it
     return [
-        ("model", f"{model}: {plan.parameters:,} parameters, {trained}, {_dtype_name(policy.dtype)}"),
+        ("model", f"{model}: {plan.size.parameters:,} parameters, {trained}, {_dtype_name(policy.dtype)}"),
         ("attention", attention),
         ("prompts", plan.data.in_words()),
         ("first prompt", prompt_text(row["prompt"], policy.tokenizer, plan.args.chat_template_kwargs or {})),
@@ -254,17 +248,17 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _what_it_takes(plan: Plan) -> list[tuple[str, str]]:
-    total = sum(plan.memory.values())
-    parts = [f"{part} {value / GB:.1f}" for part, value in plan.memory.items() if value > GB / 20]
+    total = sum(plan.size.memory.values())
+    parts = [f"{part} {value / GB:.1f}" for part, value in plan.size.memory.items() if value > GB / 20]
     memory = f"about {total / GB:.1f} GB (estimated)"
-    if plan.uncounted:
-        memory = f"roughly {total / GB:.1f} GB (its layers are taken for a Llama's: {plan.uncounted})"
+    if plan.size.uncounted:
+        memory = f"roughly {total / GB:.1f} GB (its layers are taken for a Llama's: {plan.size.uncounted})"
     rows = [("memory", memory)]
     if parts:
         rows.append(("", ", ".join(parts)))
     if not plan.settings.training.get("use_cpu"):
         rows.append(("", _which_gpus(total)))
-    return [*rows, ("disk", f"{plan.disk / GB:.3g} GB in {plan.args.output_dir}")]
+    return [*rows, ("disk", f"{plan.size.disk / GB:.3g} GB in {plan.args.output_dir}")]
 
 
 def _which_gpus(needed: float) -> str:

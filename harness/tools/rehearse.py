@@ -236,7 +236,7 @@ def _print_costs(plan: Plan, peak: float, seconds: list[float], sampling: float)
     """Memory, time and money; `seconds` of a usual step and of the longest, which samples for `sampling`."""
     usual, longest = seconds
     print("Worst case: whole steps on the longest prompts, completions of full length")
-    calculated = sum(plan.memory.values()) / GB
+    calculated = sum(plan.size.memory.values()) / GB
     line = f"  memory: {peak / GB:.1f} GB measured, of the whole process; {calculated:.1f} GB calculated"
     device = "CPU"
     if torch.cuda.is_available():
