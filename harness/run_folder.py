@@ -63,10 +63,6 @@ class RunFolder:
         """The weight of each reward, by the name that it is logged under."""
         return {logged_name(name): entry["weight"] for name, entry in self.settings()["rewards"].items()}
 
-    def titles(self) -> dict[str, str]:
-        """What each reward measures."""
-        return self.run()["titles"]
-
     def is_placebo(self) -> bool:
         """Whether it was started with --placebo."""
         return bool(self.run().get("placebo"))

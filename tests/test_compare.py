@@ -32,7 +32,7 @@ def a_run(folder: str, rewards: dict[str, tuple[float, list]], steps=40, ask=0, 
         logs.append({"step": step, "reward": 7.0, **{f"rewards/{name}/mean": step for name in rewards}})
         logs.append({"step": step + 2, "eval_reward": 1.0})
     (path / "rewards.py").touch()
-    (path / "run.json").write_text('{"placebo": false, "titles": {}}')
+    (path / "run.json").write_text('{"placebo": false}')
     state = {"global_step": steps, "log_history": logs, "stateful_callbacks": REPORT}
     (path / "trainer_state.json").write_text(json.dumps(state))
     with (path / "samples.jsonl").open("w") as file:

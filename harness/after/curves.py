@@ -2,11 +2,7 @@
 
 import io
 import math
-import re
-import textwrap
-import warnings
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,6 @@ import pandas as pd
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from harness.files import write_whole
 from harness.reward import reward_means
@@ -30,23 +25,15 @@ class Panel:
     """What one panel shows.
 
     `key`: of the logs; `spread`: that of its standard deviation. `weights`: the rewards of which it is a weighted sum.
-    `unit`: what stands beside the axis.
     """
 
     key: str
     heading: str
     spread: str = ""
     weights: dict[str, float] = field(default_factory=dict)
-    unit: str = ""
 
 
-def draw_curves(
-    runs: Runs,
-    titles: dict[str, str],
-    path: Path,
-    weights: dict[str, float] | None = None,
-    totals: bool = True,
-) -> None:
+def draw_curves(runs: Runs, weights: dict[str, float], path: Path) -> None:
     """Each reward, the total, completion length and KL over the optimizer steps; a single run with its spread.
 
     A point is a log, often of few questions; the line is smoothed. Evaluations are dots over the lines. The spread ends
@@ -55,12 +42,11 @@ def draw_curves(
 
     Args:
         runs: the histories to lay over each other.
-        titles: what each reward measures, by the name it is logged under; the panels come in this order.
+        weights: of the rewards, whose panels come in this order; empty where the runs have different ones, so that
+            their totals are different sums, and not drawn.
         path: of the PNG.
-        weights: of the rewards, to be shown.
-        totals: whether the total reward is the same sum in all runs.
     """
-    panels = _panels(runs, titles, weights or {}, totals)
+    panels = _panels(runs, weights)
     rows = math.ceil(len(panels) / 2)
     fonts = [font for font in JAPANESE if font in font_manager.get_font_names()]
     with rc_context({"font.family": ["DejaVu Sans", *fonts]}):
@@ -71,11 +57,15 @@ def draw_curves(
             axes = figure.add_subplot(rows, 2, (place, end), sharex=axes)
             for run, history in runs.items():
                 _draw_run(axes, panel, history, run, alone=len(runs) == 1)
-            _label(axes, panel)
+            axes.set_title(panel.heading, fontsize=10, loc="left", parse_math=False)  # or $ would begin a formula
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.3)
         figure.supxlabel("optimizer step", fontsize=8)
         _add_legend(figure)
-        picture = _png(figure)
-    write_whole(path, picture)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=110)
+    write_whole(path, picture.getvalue())
 
 
 def reward_names(runs: Runs) -> list[str]:
@@ -87,28 +77,17 @@ def reward_names(runs: Runs) -> list[str]:
     return list(names)
 
 
-def _panels(runs: Runs, titles: dict[str, str], weights: dict[str, float], totals: bool) -> list[Panel]:
-    logged = reward_names(runs)  # of a resumed run by the alphabet
-    names = [name for name in titles if name in logged]
-    names += [name for name in logged if name not in titles]
+def _panels(runs: Runs, weights: dict[str, float]) -> list[Panel]:
     panels = []
-    for name in names:
-        heading = f"{name} (weight {weights[name]:g})" if name in weights else name
-        unit = _unit(titles.get(name, ""))
-        panels.append(Panel(f"rewards/{name}/mean", heading, f"rewards/{name}/std", {name: 1.0}, unit))
-    if totals:
+    for name in weights or reward_names(runs):
+        heading = f"{name} (weight {weights[name]:g})" if weights else name
+        panels.append(Panel(f"rewards/{name}/mean", heading, f"rewards/{name}/std", {name: 1.0}))
+    if weights:
         panels.append(Panel("reward", "total reward (weighted)", "reward_std", weights))
     panels.append(Panel("completions/mean_characters", "completion length (characters)"))
     panels.append(Panel("completions/mean_length", "completion length (tokens)"))
     panels.append(Panel("kl", "KL: distance from the untrained model (per token)"))
     return [panel for panel in panels if any(_points(history, panel.key)[0] for history in runs.values())]
-
-
-def _unit(title: str) -> str:
-    """A reward's unit is what its title says first."""
-    unit = re.split(r"[,;:.、。]|(?<=\))", title.replace("`", ""))[0]
-    width = 30 if unit.isascii() else 16
-    return "\n".join(textwrap.wrap(unit, width)[:2])
 
 
 def _draw_run(axes: Axes, panel: Panel, history: History, run: str, alone: bool) -> None:
@@ -165,15 +144,6 @@ def _smoothed(values: pd.Series) -> pd.Series:
     return line.clip(values.min(), values.max())
 
 
-def _label(axes: Axes, panel: Panel) -> None:
-    # Without parse_math what stands between two $ would be TeX.
-    axes.set_title(panel.heading, fontsize=10, loc="left", parse_math=False)
-    axes.set_ylabel(panel.unit, fontsize=7, parse_math=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.3)
-
-
 def _add_legend(figure: Figure) -> None:
     """One for all panels, which covers no curve."""
     named: dict[str, Any] = {}
@@ -186,20 +156,3 @@ def _add_legend(figure: Figure) -> None:
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    with warnings.catch_warnings(record=True) as caught:
-        figure.savefig(picture, dpi=110)
-    for warning in caught:
-        if str(warning.message).startswith("Glyph"):  # one a character, and again for each picture
-            _note_boxes()
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return picture.getvalue()
-
-
-@cache
-def _note_boxes() -> None:
-    tqdm.write(f"note: the curves have boxes, as no font here has some characters of a title: install {JAPANESE[0]}")

@@ -152,9 +152,8 @@ class Report(TrainerCallback, ExportableState):
         history = self.trainer.state.log_history
         if not self.main or not history or begin <= self.next_drawing:
             return
-        titles = {reward.logged: reward.title for reward in self.rewards}
         weights = {reward.logged: reward.weight for reward in self.rewards}
-        draw_curves({"": history}, titles, self.folder.curves, weights)
+        draw_curves({"": history}, weights, self.folder.curves)
         end = time.monotonic()
         self.next_drawing = end + 100 * (end - begin)
 

@@ -87,7 +87,6 @@ def begin(plan: Plan, folder: RunFolder, resume: bool | str) -> Path | None:
         "data_sha256": plan.data.sha256(),
         "processes": plan.args.world_size,
         "placebo": plan.settings.options.placebo,
-        "titles": {reward.logged: reward.title for reward in plan.rewards},  # for pictures
     }
     folder.record(plan.settings.as_yaml(), source(), run | versions())
     return checkpoint

@@ -170,8 +170,11 @@ def main(arguments: list[str] | None = None) -> None:
     runs = [read_run(path) for path in dict.fromkeys(options.folder)]
     logs = {str(run.folder): run.state["log_history"] for run in runs}
     names = reward_names(logs)
-    if all(run.weights == runs[0].weights for run in runs):
+    weights = runs[0].weights
+    if all(run.weights == weights for run in runs):
         names.append(TOTAL)
+    else:
+        weights = {}
 
     console = Console(markup=False, highlight=False)  # code of a reward may look like markup
     console.print(training_table(runs, names))
@@ -186,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     if differing.rows:
         console.print(differing)
     if png:
-        draw_curves(logs, runs[0].folder.titles(), png, totals=TOTAL in names)
+        draw_curves(logs, weights, png)
         print(f"curves: {png}")
 
 
