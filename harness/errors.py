@@ -51,7 +51,7 @@ def one_line(text: Any, most: int = 300) -> str:
 
 def in_short(error: BaseException) -> str:
     """`ValueError: its message`, in one line."""
-    return f"{type(error).__name__}: {one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
 
 
 def counted(number: float, thing: str) -> str:

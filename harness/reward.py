@@ -6,6 +6,7 @@ This module imports no torch, so that `python rewards.py` is quick.
 """
 
 import asyncio
+import copy
 import functools
 import inspect
 import itertools
@@ -116,8 +117,11 @@ class Reward:
         """Call the function with what it names of what TRL passes, and with its settings as it annotates them."""
         takes = parameters(self.function)
         takes_all = takes_any_name(self.function)
+        settings = in_types(self.function, self.settings)
         named = {name: value for name, value in passed.items() if takes_all or name in takes}
-        return self.function(**named, **in_types(self.function, self.settings))
+        # Copies, as what one reward changes would be what the next one judges.
+        named |= {name: copy.deepcopy(named[name]) for name in ("prompts", "completions") if name in named}
+        return self.function(**named | settings)
 
     def _checked(self, values: Any, passed: Passed) -> Scores:
         scores = _one_number_each(self.name, values, passed)
@@ -152,7 +156,8 @@ class Reward:
             row = self._first_row_that_raises(passed)
             if row is not None:
                 problem += f" on {_row(row, passed)}"
-            if self.may_cost:
+            state = passed["trainer_state"]
+            if self.may_cost and state and state.global_step:
                 problem += "; a run that the network has stopped goes on with --resume"
             raise RewardError(problem) from error
 
@@ -240,9 +245,10 @@ def short(name: str) -> str:
     return name.removesuffix("_reward")
 
 
-def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float:
-    """The weighted sum of scores; a reward that does not apply counts as 0, as TRL counts it."""
-    return sum(weight * (scores.get(name) or 0) for name, weight in weights.items())
+def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """The weighted sum of scores, of those rewards that apply; None where none does. TRL sums so."""
+    weighted = [weight * scores[name] for name, weight in weights.items() if scores.get(name) is not None]
+    return sum(weighted) if weighted else None
 
 
 def reward_means(log: dict[str, float]) -> dict[str, float]:
@@ -288,7 +294,7 @@ def _is_finite(value: Any) -> bool:
         return False
     try:
         return abs(float(value)) < HUGE  # which is false of a NaN
-    except (TypeError, ValueError, RuntimeError):  # an array of several
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array of several; a number of 400 digits
         return False
 
 

@@ -47,6 +47,8 @@ def draw_curves(runs: Runs, weights: dict[str, float], path: Path) -> None:
         path: of the PNG.
     """
     panels = _panels(runs, weights)
+    if not panels:  # before the first log of training
+        return
     rows = math.ceil(len(panels) / 2)
     fonts = [font for font in JAPANESE if font in font_manager.get_font_names()]
     with rc_context({"font.family": ["DejaVu Sans", *fonts]}):

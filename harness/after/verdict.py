@@ -134,6 +134,8 @@ def verdict(samples: list[Sample], weights: dict[str, float]) -> Verdict:
     totals_before = [total(answer["rewards"], weights) for answer in before]
     totals_after = [total(answer["rewards"], weights) for answer in after]
     in_total = _change("total", 1, totals_before, totals_after)
+    if in_total is None:
+        return Verdict("unknown", f"no verdict: the rewards applied to fewer than {FEWEST} answers")
 
     texts_before = [answer["completion"] for answer in before]
     texts_after = [answer["completion"] for answer in after]
@@ -245,12 +247,12 @@ def likely_reason(
     logs = [log for log in history if "frac_reward_zero_std" in log]  # TRL's, of the weighted sum
     flat = fmean(log["frac_reward_zero_std"] for log in logs) if logs else 0.0
     kl = logs[-1].get("kl") if logs else None
-    if not moved:
-        return "no step has moved a weight"
     if flat > 0.5:
         return f"zero reward variance in {flat:.0%} of the groups"
     if too_slow:
         return too_slow[0]
+    if not moved:
+        return "no step has moved a weight; see learning_rate and model.dtype"
     for name in trained:
         flat = fmean(log.get(f"rewards/{name}/flat_groups", 0.0) for log in logs or [{}])
         if flat > 0.9:

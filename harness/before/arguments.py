@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -96,7 +97,7 @@ def settle(settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy
         why_not = "FSDP or ZeRO"
     elif policy.dtype != torch.bfloat16:
         why_not = "not bfloat16"
-    if why_not and "bf16_stochastic_round" in (args.optim_args or ""):
+    if why_not and rounds_by_chance(args):
         args.optim = OptimizerNames.ADAMW_TORCH_FUSED
         args.optim_args = None
         print(f"note: training.optim: adamw_torch_fused, as bf16_stochastic_round is not for this run ({why_not})")
@@ -120,12 +121,20 @@ def settle(settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy
     return "compiled"
 
 
+def rounds_by_chance(args: GRPOConfig) -> bool:
+    """Whether the optimizer is told to round weights in bfloat16 by chance; upstream takes several words for yes."""
+    return bool(re.search(r"bf16_stochastic_round\s*=\s*(y|t|1|on)", args.optim_args or "", re.IGNORECASE))
+
+
 def key_about(settings: Settings, call: Callable, message: str = "") -> str:
     """The key of training or lora that an error of `call(settings)` is about.
 
     It is one that the message describes; or the latest that it names, or without which there is none, of a mapping the
-    one inside; `training` where there is no such key.
+    one inside; `training` where there is no such key, and `rewards`, which `call` leaves out, where it raises nothing.
     """
+    with suppress(Exception):
+        call(settings)
+        return "rewards"
     described = _described(message)
     if described:
         return described

@@ -15,6 +15,7 @@ from rich.text import Text
 from transformers import TrainerState
 from trl import GRPOConfig
 
+from harness.before.arguments import rounds_by_chance
 from harness.before.data import Data, prompt_text
 from harness.before.footprint import GB, LOW_BIT, footprint, sharding
 from harness.before.policy import Policy
@@ -103,7 +104,7 @@ def too_slow(plan: Plan) -> list[str]:
         if args.learning_rate >= LEAST_OF_LORA:
             return []
         return [f"learning_rate {args.learning_rate:g} is one for all weights; LoRA needs more: recipes/lora.yaml"]
-    by_chance = args.optim in LOW_BIT and "bf16_stochastic_round" in (args.optim_args or "")
+    by_chance = args.optim in LOW_BIT and rounds_by_chance(args)
     if by_chance or any(sharding(args)):
         return []
     if args.learning_rate >= 0.005 * torch.finfo(dtype).eps:  # it moves half of weights drawn from N(0, 0.02)

@@ -42,14 +42,14 @@ def log_line(state: TrainerState, logs: dict[str, float], completions_a_step: in
     if evaluated:
         step += "  evaluation"
         logs = {key.removeprefix("eval_"): value for key, value in logs.items()}
-    scores = score_words(reward_means(logs), between="  ")
+    scores = score_words({"reward": logs["reward"]} | reward_means(logs), between="  ")
     tokens = logs["completions/mean_length"]
     length = f"{tokens:.0f} tokens"
     if "completions/mean_characters" in logs:
         length += f", {logs['completions/mean_characters']:.0f} characters"
     cut = f"{logs['completions/clipped_ratio']:.0%} truncated"
     kl = "no KL" if logs.get("kl") is None else f"KL {logs['kl']:.3g}"
-    line = f"{step}  reward {logs['reward']:.2f}  {scores} | {length}, {cut} | {kl}"
+    line = f"{step}  {scores} | {length}, {cut} | {kl}"
     if evaluated:
         return line
     speed = tokens * completions_a_step / logs["step_time"]

@@ -99,10 +99,11 @@ class Trainer(GRPOTrainer):
         scores = super()._calculate_rewards(*args, **kwargs)
         weights = self.reward_weights.to(scores.device)
         totals = (scores * weights).nansum(dim=1)
+        totals[scores.isnan().all(dim=1)] = -torch.inf  # no reward applies to them
         mode = "train" if self.model.training else "eval"
         group = self.num_generations if self.model.training else self.num_generations_eval
         best = totals.view(-1, group).amax(dim=1)
-        self._metrics[mode]["reward_best_of_group"].append(best.mean().item())
+        self._metrics[mode]["reward_best_of_group"].append(best[best.isfinite()].mean().item())
         if self.placebo and self.model.training:
             self.own_scores = scores
             # Anew for each call; the same in every process, and in a run that is resumed.

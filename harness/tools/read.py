@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{run}: has no {pattern}; training.log_completions: true keeps them, and --worst does without")
 
     weights = run.weights()
-    rows["total"] = [total(row, weights) for row in records(rows)]
+    rows["total"] = pd.Series([total(row, weights) for row in records(rows)], dtype=float)
     names = [name for name in ("total", *weights, "advantage") if name in rows]  # a reward may have lacked its column
     by = options.worst or "total"
     for name in names:

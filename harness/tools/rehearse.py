@@ -29,6 +29,7 @@ from harness.during.trainer import Trainer
 from harness.errors import SMALLER, RunError, UserError, counted, one_line, out_of_memory
 from harness.reward import FLAT, total
 from harness.run_folder import RunFolder
+from harness.tools.read import records
 
 WORST_BATCHES = 3  # of generations
 MUCH_CUT = 0.05  # of the completions
@@ -200,6 +201,8 @@ def _print_signal(plan: Plan, clock: Clock) -> None:
         spread = groups.max() - groups.min()
         alike = (spread.dropna() < FLAT).mean()
         line = f"{reward.logged}: {groups.mean().mean():.3g} (std {scores.std(ddof=0):.2g})"
+        if scores.hasnans:
+            line += f", None for {scores.isna().mean():.0%}"
         line += f", zero reward variance in {alike:.0%} of the groups"
         line += f"; the best of a group is {climb.mean():.2g} above its mean"
         print(f"  {line}: {_judgement(reward.weight, alike)}")
@@ -209,8 +212,11 @@ def _print_signal(plan: Plan, clock: Clock) -> None:
         judgement = "bad, as these are hardly judged fairly; raise it, or reward short completions"
     print(f"  {cut:.0%} truncated at max_completion_length {plan.args.max_completion_length}: {judgement}")
     weights = {reward.logged: reward.weight for reward in plan.rewards}
-    answers["total reward"] = [total(scores, weights) for scores in answers.fillna(0).to_dict("records")]
-    answers = answers.sort_values("total reward", ascending=False)
+    totals = pd.Series([total(scores, weights) for scores in records(answers)], dtype=float)
+    answers["total reward"] = totals
+    answers = answers.dropna(subset="total reward").sort_values("total reward", ascending=False)
+    if answers.empty:  # no reward applies to any
+        return
     for place, i in (("best", 0), ("median", len(answers) // 2), ("worst", -1)):
         answer = answers.iloc[i]
         text = answer["completion"][-1]["content"].replace("\n", "⏎")
