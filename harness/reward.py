@@ -156,7 +156,7 @@ class Reward:
             row = self._first_row_that_raises(passed)
             if row is not None:
                 problem += f" on {_row(row, passed)}"
-            state = passed["trainer_state"]
+            state = passed.get("trainer_state")
             if self.may_cost and state and state.global_step:
                 problem += "; a run that the network has stopped goes on with --resume"
             raise RewardError(problem) from error

@@ -14,8 +14,7 @@ ORDER = [
     *("during.padding", "during.trainer", "during.stop", "during.checkpoints", "during.watch", "during.progress"),
     "end",
     *("after.samples", "after.verdict", "after.curves", "after.card", "after.report"),
-    *("tools.rehearse", "tools.score", "tools.chat", "tools.compare", "tools.merge", "tools.read"),
-    "tools.launch",
+    *("tools.read", "tools.rehearse", "tools.score", "tools.chat", "tools.compare", "tools.merge", "tools.launch"),
     "__main__",
 ]
 FILES = {

@@ -60,7 +60,7 @@ def test_a_reward_that_is_flat_or_applies_to_some_groups_only(tiny, kept, monkey
     monkeypatch.setattr(rewards, "answer_reward", lambda completions, answer: [len(str(c)) > 40 for c in completions])
     train_grpo.main([*tiny, "--rehearse", "--rewards.length_reward.alpha", "0"])
     said = capsys.readouterr().out
-    assert "emoji_reward: 1.5 (std 1.1), zero reward variance in 0% of the groups" in said  # of 0, 1, 2 and 3
+    assert re.search("emoji_reward: 1.5 .std 1.1., None for ..%, zero reward variance in 0%", said)  # of 0 to 3
     assert re.search("cheats: answer_reward pays '.*' to every question", said)
     assert re.search("length_reward: 1 .std 0., zero reward variance in 100% of the groups; .*: bad", said)
 

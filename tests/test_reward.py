@@ -155,6 +155,7 @@ def tokens(completion_ids): return [len(ids) for ids in completion_ids]
 def target(completions, target_length): return [target_length for _ in completions]
 def first_only(completions, /): return [1 for _ in completions]
 def helper(text): return text
+def changes(completions, query): return [len(turns.pop()["content"]) if query == "!" else 0 for turns in completions]
 
 tripled = functools.partial(typed, scale=3)
 instance = Bonus(2)
@@ -168,6 +169,8 @@ number = 3
 GIVES = {"tripled": 3, "slow_partial": 4, "soft": -0.5, "told_slowly": 7, "tokens": 3}
 NAMED = [
     *((name, {}, score) for name, score in GIVES.items()),
+    ("changes", {"query": "!"}, 1),
+    ("changes", {"query": "!"}, 1),  # the same text again, and its own setting before the data's column
     ("hidden", {}, 6),
     ("think_format_reward", {}, 0),  # imported, and named
     ("told", {"mode": "high"}, 11),
@@ -209,7 +212,7 @@ def test_any_callable_is_a_reward_or_one_line_says_what_it_lacks(tmp_path):
         wrong += [] if right else [(name, settings, got)]
     assert wrong == []
     found = reward_functions()  # not those that are imported, and not `hidden`, which may be any
-    assert set(found) == {*GIVES, "also", "told", "typed", "instance", "target", "first_only", "cached"}
+    assert set(found) == {*GIVES, "also", "told", "typed", "instance", "target", "first_only", "cached", "changes"}
     titles = {name: Reward(name, 1, {}, function).title for name, function in found.items()}
     assert titles["instance"] == "A bonus." and titles["tripled"] == titles["soft"] == ""
     with pytest.raises(RewardError, match="typed: .*least"):  # which pydantic would drop by itself
@@ -243,8 +246,8 @@ ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight"
 OFTEN = ["--training.steps_per_generation", "1", "--samples.held_out", "0"]  # samples, and so logs, at every step
 
 
-def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(tiny, tmp_path, monkeypatch):
-    """And one of tokens is given those of the samples."""
+def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(tiny, tmp_path, monkeypatch, capfd):
+    """And one of tokens is given those of the samples; what no reward applies to is in no total."""
 
     def digits(completions, answer, **kwargs):
         return [float(a in str(c)) if a.isdigit() else None for c, a in zip(completions, answer, strict=True)]
@@ -259,3 +262,16 @@ def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(tin
     assert len(set(scores)) > 1 and all(1 <= score <= 16 for score in scores)
     with pytest.raises(RunError, match="emoji_reward: None"):
         train_grpo.main([*tiny, *OFTEN, *ALONE, "--training.output_dir", str(tmp_path / "alone")])
+
+    def seldom(completions, trainer_state, max_emoji):
+        never = trainer_state.global_step == 1
+        scores = [None if never or i % 2 else -1.0 - len(text[0]["content"]) for i, text in enumerate(completions)]
+        return scores
+
+    monkeypatch.setattr(rewards, "emoji_reward", seldom)
+    others = ["--rewards.length_reward", "null", "--rewards.answer_reward", "null"]
+    train_grpo.main([*tiny, *OFTEN, *others, "--training.output_dir", str(tmp_path / "seldom")])
+    logs = [log for log in RunFolder(tmp_path / "seldom").state()["log_history"] if "reward" in log]
+    assert logs[1]["reward"] is None and all(log["reward"] <= log["reward_best_of_group"] < -1 for log in logs[2:])
+    said = capfd.readouterr()
+    assert "reward –  emoji –" in said.err + said.out and "returned None" not in said.err + said.out

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
-from harness.before.footprint import sharding
+from harness.before.footprint import rounds_by_chance, sharding
 from harness.before.policy import Policy
 from harness.errors import UserError, one_line
 from harness.processes import launched, rank, size
@@ -119,11 +119,6 @@ def settle(settings: Settings, args: GRPOConfig, lora: LoraConfig | None, policy
     length = CACHE_STEP * math.ceil((longest + args.max_completion_length) / CACHE_STEP)
     args.generation_kwargs = (args.generation_kwargs or {}) | {"max_cache_len": length}
     return "compiled"
-
-
-def rounds_by_chance(args: GRPOConfig) -> bool:
-    """Whether the optimizer is told to round weights in bfloat16 by chance; upstream takes several words for yes."""
-    return bool(re.search(r"bf16_stochastic_round\s*=\s*(y|t|1|on)", args.optim_args or "", re.IGNORECASE))
 
 
 def key_about(settings: Settings, call: Callable, message: str = "") -> str:

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +108,11 @@ def footprint(
         kept_at_once = args.save_total_limit or UNLIMITED
         checkpoints = kept_at_once + 1  # one more while the next is written
     return Footprint(parameters, trainable, memory, saved + checkpoint * checkpoints, uncounted)
+
+
+def rounds_by_chance(args: GRPOConfig) -> bool:
+    """Whether the optimizer is told to round weights in bfloat16 by chance; upstream takes several words for yes."""
+    return bool(re.search(r"bf16_stochastic_round\s*=\s*(y|t|1|on)", args.optim_args or "", re.IGNORECASE))
 
 
 def sharding(args: GRPOConfig) -> tuple[bool, int]:

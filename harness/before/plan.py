@@ -15,9 +15,8 @@ from rich.text import Text
 from transformers import TrainerState
 from trl import GRPOConfig
 
-from harness.before.arguments import rounds_by_chance
 from harness.before.data import Data, prompt_text
-from harness.before.footprint import GB, LOW_BIT, footprint, sharding
+from harness.before.footprint import GB, LOW_BIT, footprint, rounds_by_chance, sharding
 from harness.before.policy import Policy
 from harness.errors import counted, one_line
 from harness.keys import FEWEST, FULL

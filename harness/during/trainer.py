@@ -10,6 +10,7 @@ These private names of upstream's trainers are used here and nowhere else; tests
                                          logs and saves as often as its checkpoint says, not its arguments
 """
 
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -62,6 +63,11 @@ def keep_columns(rewards: list[Reward], columns: list[str]) -> None:
         left -= set(reward.kept)
 
 
+def _not_of_none(record: logging.LogRecord) -> bool:
+    """TRL shows the whole row at each step to which no reward applies; we log to how many each one does."""
+    return "All reward functions returned None" not in record.getMessage()
+
+
 class Trainer(GRPOTrainer):
     def __init__(self, rewards: list[Reward], args: GRPOConfig, placebo: bool = False, **others):
         self.placebo = placebo
@@ -74,6 +80,7 @@ class Trainer(GRPOTrainer):
         with quiet():  # the reference model's weights are the policy's, whose bar has been seen
             super().__init__(reward_funcs=functions, reward_processing_classes=tokenizers, args=args, **others)
         self.add_callback(CheckpointingAsItWas())
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_not_of_none)
         if args.num_completions_to_print is None:
             self.num_completions_to_print = 0  # TRL's default is all of them at each log
         for reward, function in zip(rewards, self.reward_funcs, strict=True):

@@ -194,8 +194,11 @@ def _print_signal(plan: Plan, clock: Clock) -> None:
     answers = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     print(f"\nWhat your rewards can teach: two batches of the untrained model, {group} completions per prompt")
     for reward in plan.rewards:
-        # Of a group to which the reward does not apply all is NaN, which pandas leaves out of its means.
         scores = answers[reward.logged].astype(float)
+        if scores.isna().all():
+            print(f"  {reward.logged}: None for all completions")
+            continue
+        # Of a group to which the reward does not apply all is NaN, which pandas leaves out of its means.
         groups = pd.DataFrame(scores.to_numpy().reshape(-1, group)).T
         climb = groups.max() - groups.mean()
         spread = groups.max() - groups.min()
