@@ -16,6 +16,7 @@ if __name__ == "__main__":  # here, so that a package that is missing is one lin
 
     start("score", "--rewards_file", __file__, *sys.argv[1:])
 
+import re
 import unicodedata
 
 import emoji
@@ -67,4 +68,6 @@ def _texts(completions) -> list[str]:
 
 
 def _normalised(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Without spaces, in small letters, half width, and 3,776 as 3776."""
+    text = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)

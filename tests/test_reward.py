@@ -246,7 +246,7 @@ ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight"
 OFTEN = ["--training.steps_per_generation", "1", "--samples.held_out", "0"]  # samples, and so logs, at every step
 
 
-def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(tiny, tmp_path, monkeypatch, capfd):
+def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(tiny, tmp_path, monkeypatch, capfd, caplog):
     """And one of tokens is given those of the samples; what no reward applies to is in no total."""
 
     def digits(completions, answer, **kwargs):
@@ -273,5 +273,4 @@ def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(tin
     train_grpo.main([*tiny, *OFTEN, *others, "--training.output_dir", str(tmp_path / "seldom")])
     logs = [log for log in RunFolder(tmp_path / "seldom").state()["log_history"] if "reward" in log]
     assert logs[1]["reward"] is None and all(log["reward"] <= log["reward_best_of_group"] < -1 for log in logs[2:])
-    said = capfd.readouterr()
-    assert "reward –  emoji –" in said.err + said.out and "returned None" not in said.err + said.out
+    assert "reward –  emoji –" in "".join(capfd.readouterr()) and "returned None" not in caplog.text

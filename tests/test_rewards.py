@@ -28,7 +28,7 @@ ROWS = [  # reward, text, its settings or the answer, score
     ("answer", "パリです", {"answer": ["ロンドン"]}, 0),
     ("answer", "パリです", {"answer": [""]}, 0),  # a row without an answer
     ("answer", "3776です", {"answer": [3776.0]}, 1),
-    ("answer", "3776です", {"answer": [["3193m", 3776.0]]}, 1),  # any of them
+    ("answer", "3,776です", {"answer": [["3193m", 3776.0]]}, 1),  # any of them
     ("answer", "3776です", {"answer": [["", None, float("nan"), 0.5]]}, 0),
     ("answer", " 札幌市", {"answer": ["札幌市"], "f1": True}, 1),
     ("answer", "札幌市か仙台市", {"answer": [["市", "札幌市"]], "f1": True}, 0.6),  # of 3 and 7 characters
