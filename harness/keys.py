@@ -60,13 +60,15 @@ ELSEWHERE = {  # names of TRL's scripts, open-r1, axolotl, ms-swift, Unsloth and
 # nothing; the miniature, which would find some, is left out of runs of several processes.
 STRICTER = {
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps": PositiveInt,
-    "num_generations num_iterations max_completion_length": PositiveInt,
-    "steps_per_generation save_total_limit": PositiveInt | None,
+    "num_generations num_iterations max_completion_length ref_model_sync_steps": PositiveInt,
+    "steps_per_generation generation_batch_size save_total_limit eval_accumulation_steps": PositiveInt | None,
     "temperature repetition_penalty num_train_epochs logging_steps save_steps": Annotated[float, Field(gt=0)],
+    "sapo_temperature_neg sapo_temperature_pos": Annotated[float, Field(gt=0)],
+    "eval_steps delta": Annotated[float, Field(gt=0)] | None,
     "top_p": Annotated[float, Field(gt=0, le=1)],
     "min_p": Annotated[float, Field(ge=0, le=1)] | None,
     "top_k": NonNegativeInt,
-    "learning_rate beta": Annotated[float, Field(ge=0)],
+    "learning_rate beta weight_decay epsilon": Annotated[float, Field(ge=0)],
     "generation_kwargs": dict | None,
     "output_dir": Annotated[str, Field(min_length=1)],
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
