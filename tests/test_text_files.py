@@ -1,5 +1,6 @@
 """CSV, TSV and JSON, as people and other programs write them: what is read is what stands there, or it is refused."""
 
+import gzip
 import json
 import pickle
 import re
@@ -54,6 +55,7 @@ TABLES = [  # name, content, [the rows as (query, answer)] or key or place and a
     ("q.json", '{"data": [{"query": "q"}]}', "q.json: .* field 'rows'; it has .'data'", "--dataset.field", "rows"),
     ("q.jsonl", "\n\n", "the data have no rows"),
     ("q.gguf", b"GGUF", "q.gguf: is of no known format"),
+    ("q.jsonl.gz", gzip.compress(b'{"query": "q"}')[:-9], "q.jsonl.gz: .*ended before"),
 ]  # fmt: skip
 
 
@@ -92,6 +94,9 @@ def test_json_is_exact_and_datasets_reads_other_json_as_ever(tmp_path):
         assert rows["answer"][:] == pickle.loads(pickle.dumps(rows))["answer"][:] == answers
         assert rows.map(lambda row: {"n": 1}).select([1, 0])["answer"][:] == [answers[1], answers[0]]
     assert datasets.Json().decode_example("123456789012345678901") != 123456789012345678901  # upstream's, as it is
+    for text in ("a", "b"):  # which is not taken from where datasets unpacks files to
+        (tmp_path / "q.txt.gz").write_bytes(gzip.compress(text.encode()))
+        assert read(tmp_path / "q.txt.gz").to_list() == [{"text": text}]
     file.write_text('{"query": "q", "answer": "2024-01-01"}\n')
     datasets.load_dataset("json", data_files=str(file))  # whose guess, a time, is not taken from its cache
     assert read(file)["answer"][:] == ["2024-01-01"]
@@ -130,11 +135,18 @@ def test_a_folder_is_read_whole_or_refused(tmp_path):
 
 def test_a_saved_data_set_is_loaded_and_what_is_not_there_is_named(tmp_path, monkeypatch):
     rows = [*ROWS, {"query": "b", "answer": None}]
-    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    saved = Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "saved [1]", num_shards=2)
+    saved.save_to_disk(tmp_path / "saved")
+    datasets.load_from_disk(tmp_path / "saved").map(lambda row: {"n": 1})  # leaves a file of a cache there
     datasets.DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "dict")
-    assert read(tmp_path / "saved").to_list() == rows
+    assert read(tmp_path / "saved").to_list() == read(tmp_path / "saved [1]").to_list() == rows
     assert read(tmp_path / "saved", "--dataset.split", "train[:1]").to_list() == ROWS
     assert read(tmp_path / "dict", "--dataset.split", "train").to_list() == ROWS
+    assert read(tmp_path / "saved", "--dataset.split", "train[:50%]+train").to_list() == [*ROWS, *rows]
+    (tmp_path / "saved [1]/data-00001-of-00002.arrow").unlink()
+    with pytest.raises(UserError, match="dataset.path: .*data-00001-of-00002.arrow"):
+        read(tmp_path / "saved [1]")
     with pytest.raises(UserError, match="dataset.split: .*nonsense"):
         read(tmp_path / "saved", "--dataset.split", "nonsense")
     for name in (f"{tmp_path}/nothere*.csv", f"{tmp_path}/nothere.csv", f"{tmp_path}/nothere", "owner/nothere"):
