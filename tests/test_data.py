@@ -55,10 +55,14 @@ def test_limit_reads_the_first_rows_which_streaming_has_to_have(load, rows):
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 ALTERNATE = "{% if messages | length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
 ASKED = "{% for m in messages %}{{ m.content }}{% endfor %}"
+THINK = ["--training.chat_template_kwargs", "{think: 1}"]
 TEMPLATES = [  # the policy's template, what is laid over the demo's settings, key and words of the message
     (NO_SYSTEM + ASKED, ["--prompts.system", "短く"], "prompts.system: row 0, .*System role not supported"),
     (ALTERNATE + ASKED, ["--prompts.column", "turns"], "prompts.column: row 3, .*'user', 'user'.*roles must alternate"),
     ({"a": ASKED, "b": ASKED}, [], "row 0, .*chat template"),
+    ("{% for key, value in messages[0].content|items %}{% endfor %}", [], "row 0, .*pairs from a mapping"),
+    ("", [], "row 0, .*nothing"),
+    ("{{ raise_exception('no') if think }}" + ASKED, THINK, "training.chat_template_kwargs: row 0, .*no"),
     (NO_SYSTEM + ASKED, [], None),
 ]
 

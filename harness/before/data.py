@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import xxhash
 from datasets import Dataset, Features, List, Value
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from harness.before.messages import Messages, NoMessages, as_messages, read_messages, without_filling
 from harness.before.read_rows import read_rows
 from harness.before.text_files import ExactJson
-from harness.errors import did_you_mean, one_line
+from harness.errors import did_you_mean, in_short, one_line
 from harness.rewards_file import FROM_TRL
 from harness.settings import Settings
 
@@ -31,7 +30,13 @@ PROMPT = {
 # Names under which TRL or we pass something else to a reward, and columns that change what TRL does.
 RESERVED = FROM_TRL | {"completion", "tools", "image", "images", "environment", "environments", "held_out", *PROMPT}
 MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf|Nifti|Mesh|Bio\w+)\(")  # of datasets: each row becomes an object
-OF_A_TEMPLATE = ("model.pretrained_model_name_or_path", "prompts.column", "prompts.system")  # what has to go with it
+# What has to go together.
+OF_A_TEMPLATE = (
+    "model.pretrained_model_name_or_path",
+    "prompts.column",
+    "prompts.system",
+    "training.chat_template_kwargs",
+)
 
 
 @dataclass
@@ -96,8 +101,11 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
 
 
 def prompt_text(turns: Messages, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
-    """What the chat template makes of a conversation, its generation prompt included."""
-    return tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
+    """What the chat template, which may raise anything, makes of a conversation, its generation prompt included."""
+    text = tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
+    if not text:
+        raise ValueError("it makes nothing of it")
+    return text
 
 
 def _lengths_of_questions(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -107,8 +115,8 @@ def _lengths_of_questions(settings: Settings, tokenizer: PreTrainedTokenizerBase
     for question in settings.samples.questions:
         try:
             text = prompt_text(as_messages(question, settings.prompts.system), tokenizer, template)
-        except (TemplateError, ValueError) as error:
-            problem = f"{one_line(question, 40)!r} cannot be asked with this template: {one_line(error)}"
+        except Exception as error:  # a template is code of the user's
+            problem = f"{one_line(question, 40)!r} cannot be asked with this template: {in_short(error)}"
             raise settings.error(("samples.questions", "prompts.system"), problem) from error
         lengths.append(len(tokenizer(text, add_special_tokens=False)["input_ids"]))
     return lengths
@@ -132,9 +140,9 @@ def _with_prompts(settings: Settings, tokenizer: PreTrainedTokenizerBase, rows: 
             turns = [as_json.decode_example(turn) for turn in written]  # as the template sees them in training
             try:
                 text = prompt_text(turns, tokenizer, template) if turns else ""
-            except (TemplateError, ValueError) as error:
+            except Exception as error:  # a template is code of the user's
                 roles = [turn["role"] for turn in turns]
-                problem = f"row {number}, {roles}, is refused by the chat template: {one_line(error)}"
+                problem = f"row {number}, {roles}, is refused by the chat template: {in_short(error)}"
                 raise settings.error(OF_A_TEMPLATE, problem) from error
             texts.append(text)
             made["prompt"].append(written)
