@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import rewards
 import train_grpo
-from harness.errors import RewardError, UserError
+from harness.errors import UserError
 from harness.reward import score_words
 from harness.tools import chat
 
@@ -75,10 +75,9 @@ def test_scores_are_only_of_rewards_as_the_run_had_them(run, chatted, monkeypatc
     monkeypatch.delattr(rewards, "emoji_reward")  # of today's rewards.py, which costs the run's own nothing
     assert "emoji " in chatted(run)[0]
     text = (run / "rewards.py").read_text(encoding="utf-8")
-    (run / "rewards.py").write_text(f"{text}\ndef emoji_reward(completions, max_emoji=4):\n    return 1 / 0\n")
-    with pytest.raises(RewardError, match=r"run/rewards.py:\d+: rewards.emoji_reward: .*ZeroDivision"):
-        chatted(run)
+    raises = "\ndef emoji_reward(completions, max_emoji=4):\n    return 1 / 0\n"
     for place, code in (
+        ("rewards.emoji_reward: raised ZeroDivisionError", raises),
         ("rewards.emoji_reward.max_emoji: ", "emoji_reward = lambda completions: [0]"),
         ("rewards.emoji_reward: ", "del emoji_reward"),
         (f"run/rewards.py:{text.count(chr(10)) + 2}: ", "import nothing_there"),

@@ -115,7 +115,7 @@ def test_runs_that_differ_by_their_seed_alone_and_their_placebos(capsys):
     assert f" more than 2 placebos: r {Interval(0.5, *welch.confidence_interval())} " in lines
     assert rows(capsys, runs[0], placebos[0])[-1] == ["--placebo", "False", "True"]
     compare.main([runs[2], a_run("alike", {"r": (1, FLAT)}, gain=0.7, training={"seed": 8})])
-    assert "2 seeds (s2, ...): r +0.70 (too few for an interval)" in capsys.readouterr().out
+    assert "2 seeds (s2, ...): r +0.70 (all alike" in capsys.readouterr().out
 
 
 def test_a_run_without_its_answers_has_only_its_log(capsys):

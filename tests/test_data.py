@@ -61,7 +61,7 @@ TEMPLATES = [  # the policy's template, what is laid over the demo's settings, k
     (ALTERNATE + ASKED, ["--prompts.column", "turns"], "prompts.column: row 3, .*'user', 'user'.*roles must alternate"),
     ({"a": ASKED, "b": ASKED}, [], "row 0, .*chat template"),
     ("{% for key, value in messages[0].content|items %}{% endfor %}", [], "row 0, .*pairs from a mapping"),
-    ("", [], "row 0, .*nothing"),
+    ("", [], "prompts.column: .* 20 of 20 .*row 0: .*template"),
     ("{{ raise_exception('no') if think }}" + ASKED, THINK, "training.chat_template_kwargs: row 0, .*no"),
     (NO_SYSTEM + ASKED, [], None),
 ]

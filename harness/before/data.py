@@ -102,10 +102,7 @@ def load_data(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Data:
 
 def prompt_text(turns: Messages, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
     """What the chat template, which may raise anything, makes of a conversation, its generation prompt included."""
-    text = tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
-    if not text:
-        raise ValueError("it makes nothing of it")
-    return text
+    return tokenizer.apply_chat_template(turns, **template | {"add_generation_prompt": True, "tokenize": False})
 
 
 def _lengths_of_questions(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -193,7 +190,7 @@ def _fates(settings: Settings, lengths: list[int], questions: list[int]) -> tupl
 def _say_what_is_empty(settings: Settings, rows: Dataset, empty: list[int]) -> None:
     if not empty:
         return
-    problem = rows[empty[0]]["prompt_said"][0]
+    problem = (rows[empty[0]]["prompt_said"] or [": the chat template makes nothing of it"])[0]
     some = ", ".join(map(str, empty[:5]))
     found = f"no question in {len(empty):,} of {len(rows):,} rows ({some}; row {empty[0]}{problem})"
     if len(empty) == len(rows) or not settings.prompts.drop_empty:

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-from harness.errors import UserError, one_line
+from harness.errors import RewardError, UserError, in_short, one_line
 from harness.keys import typed_rewards
 from harness.processes import quiet
 from harness.reward import Reward, load_rewards, score_words
@@ -27,7 +27,6 @@ def main(arguments: list[str] | None = None) -> None:
     settings = folder.trained()
 
     # These imports take seconds; a wrong folder has been reported before them.
-    from jinja2 import TemplateError
     from transformers import AutoTokenizer, TrainerState
 
     from harness.after.samples import complete, score
@@ -51,16 +50,20 @@ def main(arguments: list[str] | None = None) -> None:
         texts, ids = complete(model, tokenizer, [prompt], sampling, ends)
         text = texts[0]
         if rewards:
-            scores = score(rewards, [{"prompt": prompt}], texts, ids, state)
-            text += f"\n  ({score_words(scores[0])})"
+            try:
+                scores = score(rewards, [{"prompt": prompt}], texts, ids, state)
+                text += f"\n  ({score_words(scores[0])})"
+            except RewardError as problem:  # as where its server is down
+                print(f"note: no scores: {problem}", file=sys.stderr)
+                rewards.clear()
         return text
 
     for question in questions():
         try:
             prompt = as_messages(question, settings["prompts"].get("system"))
             prompt_text(prompt, tokenizer, sampling.chat_template_kwargs or {})
-        except (TemplateError, ValueError) as error:
-            raise UserError(f"{one_line(question, 40)}: the template of {folder}: {one_line(error)}") from error
+        except Exception as error:  # a template is code of the user's
+            raise UserError(f"{one_line(question, 40)}: the template of {folder}: {in_short(error)}") from error
         print(f"\n{question}")
         with trained.disable_adapter() if switched else nullcontext():
             print(f"  base: {answer(base, prompt)}")

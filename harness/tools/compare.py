@@ -122,7 +122,7 @@ def lines_of_seeds(runs: list[Run]) -> list[str]:
     These are the changes over the runs. Placebos have a line of their own, and one by how much more than they the runs
     with the same settings have changed.
     """
-    sets: dict[tuple[str, bool], dict[str, Series]] = {}
+    sets = {}  # by settings, and whether they are placebos: by seeds, the changes of each run
     for run in runs:
         settings = _settings(run)
         seeds = [settings.pop(key, None) for key in SEEDS]
@@ -286,7 +286,8 @@ def _over_runs(changes: DataFrame, by_chance: DataFrame | None = None) -> str:
     parts = []
     for name, low, high in zip(changes, *test.confidence_interval(), strict=True):
         mean = (low + high) / 2
+        change = str(Interval(mean, low, high))
         if np.isclose(low, high):  # then it is not known how much they vary
-            low = -np.inf
-        parts.append(f"{name} {Interval(mean, low, high)}")
+            change = f"{mean:+.2f} (all alike, so no interval)"
+        parts.append(f"{name} {change}")
     return ", ".join(parts)

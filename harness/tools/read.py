@@ -95,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--worst", metavar="REWARD", help="single completions instead, those with its lowest scores")
     options = parser.parse_args(arguments)
     run = RunFolder(options.folder)
+    weights = run.weights()
     number = "*" if options.step is None else f"{options.step:05d}"
     pattern = f"completions/completions_{number}.parquet"  # TRL's
     files = sorted(run.path.glob(pattern))
@@ -108,7 +109,6 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         raise UserError(f"{run}: has no {pattern}; training.log_completions: true keeps them, and --worst does without")
 
-    weights = run.weights()
     rows["total"] = pd.Series([total(row, weights) for row in records(rows)], dtype=float)
     names = [name for name in ("total", *weights, "advantage") if name in rows]  # a reward may have lacked its column
     by = options.worst or "total"
