@@ -186,19 +186,25 @@ def read_yaml(path: Path, file: str) -> tuple[Values, Places]:
     try:
         text = path.read_text(encoding="utf-8")
         lines = [*text.splitlines(), ""]
-        _note(yaml.compose(text, Loader=Loader), "", lines, places)
-        content = yaml.load(text, Loader=Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        _note(node, "", lines, places)
+        content = node and loader.construct_document(node)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check the name after --config") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}{_not_yaml(error, lines)}") from None
     if not isinstance(content, dict | None):
         raise UserError(f"{file}: not a mapping of sections")
-    return content or {}, {name: f"{file}:{line}" for name, line in places.items()}
+    # What << merges into a mapping is as if it stood in this.
+    return content or {}, {name.replace("<<.", ""): f"{file}:{line}" for name, line in places.items()}
 
 
 def _note(node: yaml.Node | None, name: str, lines: list[str], places: dict[str, int]) -> None:
-    """The line of each key below a node; raises YAMLError for what YAML would read as something else."""
+    """The line of each key below a node; the key is made a text.
+
+    Raises YAMLError for what YAML would read as something else.
+    """
     if isinstance(node, yaml.ScalarNode) and not node.style:  # without quotes: YAML joins what stands in several lines
         joined = lines[node.start_mark.line + 1 : node.end_mark.line + 1]
         if any(line.lstrip().startswith("- ") for line in joined):
@@ -210,6 +216,8 @@ def _note(node: yaml.Node | None, name: str, lines: list[str], places: dict[str,
             _note(item, f"{name}.{i}", lines, places)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag not in (INT, "tag:yaml.org,2002:merge"):  # YAML would read No as false, and ~ as null
+                key.tag = "tag:yaml.org,2002:str"
             inner = f"{name}.{key.value}".removeprefix(".")
             if inner in places:
                 problem = f"{inner} is set in line {places[inner]} already"
@@ -278,7 +286,7 @@ def _file_as_dataset(source: Values) -> Values:
     if first.is_dir() or not endings:
         return source
     ending = endings[-1]  # .csv of answers.csv.gz
-    defaults: Values = {}
+    defaults = {}
     if not isinstance(files, dict):  # by split
         defaults["split"] = "train"
     if ending == ".tsv":

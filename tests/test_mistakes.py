@@ -37,6 +37,9 @@ IN_A_FILE = {
     "rewards:\n  emoji_rewrd: {weight: 1}\n": ("2: rewards.emoji_rewrd: ", "emoji_reward"),
     "samples:\n  questions: a\n": ("2: samples.questions: ", "[a]"),
     "prompts:\n  rename: {1: q}\n": ("2: prompts.rename.1: ", "string"),
+    "prompts:\n  rename: {No: 1}\n": ("2: prompts.rename.No: ", "string"),
+    "training:\n  ~: 1\n": ("2: training.~: ", "unknown"),
+    "training: {<<: {seed: x}}\n": ("1: training.seed: ", "integer"),
     "lora:\n  eva_config: {rho: 2, foo: 1}\n": ("2: lora.eva_config.foo: ", "unknown"),
     # What YAML reads as something else
     "training:\n  log_completions: 1\n": ("2: training.log_completions: ", "boolean"),

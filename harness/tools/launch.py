@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     logging.disable()  # torch's pages about processes that end
     warnings.simplefilter("ignore")
-    failures: dict[int, ProcessFailure] = {}
+    failures = {}
     signalled = None
     with TemporaryDirectory() as folder:
         os.environ[ENDS] = folder
