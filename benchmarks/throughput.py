@@ -55,8 +55,8 @@ def build_model(shape: str, folder: str) -> None:
 
 
 # What --rehearse prints.
-MEMORY = re.compile(r"memory: ([\d.]+) GB measured, ([\d.]+) GB calculated")
-SECONDS = re.compile(r"a step ([\d.]+) s, (\d+)% of it sampling; with answers as they are now ([\d.]+) s")
+MEMORY = re.compile(r"memory: ([\d.]+) GB measured, of the whole process; ([\d.]+) GB calculated")
+SECONDS = re.compile(r"([\d.]+) s per step, (\d+)% of it sampling; with completions as they are now ([\d.]+) s")
 
 
 def rehearsed(row: list[str], folder: str, cap_gb: float | None) -> list[float]:

@@ -118,6 +118,9 @@ def test_each_text_is_scored_on_its_own_with_the_settings_and_what_is_left_out_i
     found = [run_rewards(folder, *arguments, stdin="はい\nx\n3\n") for arguments, *_ in rows]
     assert [(status, scores.get("words")) for scores, _, status in found] == [row[1:3] for row in rows]
     assert [row for row, (_, err, _) in zip(rows, found, strict=True) if row[3] not in err] == []
+    (folder / "alone.py").write_text("def alone(completions, a=2): return [float(a)] * len(completions)\n")
+    scores, err, status = run_rewards(folder, "--rewards_file", "alone.py", "x")
+    assert (status, err, [*scores], scores["alone"]) == (0, "", ["alone", "characters", "text"], ["2"])
     (folder / "null.yaml").write_text("rewards: {length_reward: null}\n")
     only = ["--rewards_file", str(REWARDS), "--config", "null.yaml"]
     scores, err, status = run_rewards(folder, *only, stdin="\udc82あ\n")

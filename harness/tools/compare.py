@@ -286,7 +286,7 @@ def _over_runs(changes: DataFrame, by_chance: DataFrame | None = None) -> str:
     parts = []
     for name, low, high in zip(changes, *test.confidence_interval(), strict=True):
         mean = (low + high) / 2
-        change = str(Interval(mean, low, high))
+        change = Interval(mean, low, high)
         if np.isclose(low, high):  # then it is not known how much they vary
             change = f"{mean:+.2f} (all alike, so no interval)"
         parts.append(f"{name} {change}")

@@ -3,7 +3,7 @@
 python rewards.py "富士山は3776mです🗻✨" "3776m"      # one row per text, each an answer to an empty prompt
 python rewards.py < answers.txt                       # one row per line
 python rewards.py --config mine.yaml "はい"           # with the settings of that file, as train_grpo.py reads it
-python rewards.py --rewards_file mine.py "はい"       # the rewards of another file
+python rewards.py --rewards_file mine.py "はい"       # the rewards of another file; without --config with its defaults
 """
 
 import argparse
@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from harness.errors import RewardError
+from harness.keys import Values
 from harness.reward import Reward
-from harness.rewards_file import FROM_TRL, columns, own_callables, reward_functions, reward_named, use, why_not
+from harness.rewards_file import DEFAULT, FROM_TRL, columns, own_callables, reward_functions, reward_named, use, why_not
 from harness.settings import reward_settings
 
 GIVEN = FROM_TRL - {"completion_ids"}
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="one that begins with - comes after --")
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="over config.yaml")
-    parser.add_argument("--rewards_file", type=Path, metavar="FILE", help="in place of rewards.py")
+    parser.add_argument("--rewards_file", type=Path, default=DEFAULT, metavar="FILE", help="in place of rewards.py")
     options = parser.parse_args(arguments)
     use(options.rewards_file)
     if not options.texts and sys.stdin.isatty():
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str]) -> None:
     texts = options.texts or sys.stdin.buffer.read().decode(errors="backslashreplace").splitlines()
     table = {}
     failed = False
-    for reward in _rewards(options.config):
+    entries = {}  # of another file alone, to which config.yaml's need not belong
+    if options.config or options.rewards_file.resolve() == DEFAULT:
+        entries = reward_settings(options.config)
+    for reward in _rewards(entries):
         try:
             table[reward.name] = [_cell(reward, text) for text in texts]
         except RewardError as error:  # which costs the others nothing
@@ -57,9 +61,8 @@ def _cell(reward: Reward, text: str) -> str:
     return "None" if value is None else f"{value:.4g}"
 
 
-def _rewards(files: list[Path]) -> list[Reward]:
+def _rewards(entries: Values) -> list[Reward]:
     """Those that a text alone can be scored by, with their settings; of the others is said what they need."""
-    entries = reward_settings(files)
     for name, value in own_callables().items():
         problem = why_not(value)
         if problem:
