@@ -124,7 +124,7 @@ def test_an_evaluation_takes_no_steps_place_and_the_terminal_is_left_alone(tiny,
     assert len(prompts) == 64 and not held_out & {prompt[-1]["content"] for prompt in prompts}
 
 
-def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path):
+def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path, capsys):
     half = changed(run, tmp_path / "half")
     (half / FILE).write_bytes((run / FILE).read_bytes()[:99])
     none = changed(run, tmp_path, answer_reward=[float("nan")] * 16)
@@ -133,7 +133,9 @@ def test_what_is_not_there_or_cannot_be_read_is_named(run, tmp_path):
         (run, ["--worst", "emojis"], "emojis", "total, emoji_reward, length_reward, answer_reward"),
         (none, ["--worst", "answer_reward"], "answer_reward", "no completion"),
         (half, [], half / FILE, "not readable"),
+        (tmp_path / "no", ["--worst", "emoji"], tmp_path / "no/config.yaml", "missing"),
     ]
     for folder, arguments, place, word in rows:
         with pytest.raises(UserError, match=f"^{place}: .*{word}"):
             read.main([str(folder), *arguments])
+    assert capsys.readouterr().out == ""

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from harness.errors import RewardError
-from harness.keys import Values
 from harness.reward import Reward
 from harness.rewards_file import DEFAULT, FROM_TRL, columns, own_callables, reward_functions, reward_named, use, why_not
 from harness.settings import reward_settings
@@ -61,7 +60,7 @@ def _cell(reward: Reward, text: str) -> str:
     return "None" if value is None else f"{value:.4g}"
 
 
-def _rewards(entries: Values) -> list[Reward]:
+def _rewards(entries: dict) -> list[Reward]:
     """Those that a text alone can be scored by, with their settings; of the others is said what they need."""
     for name, value in own_callables().items():
         problem = why_not(value)
