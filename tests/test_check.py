@@ -46,6 +46,7 @@ MISTAKES = [  # arguments, what the message begins with, a word of it
     ("--training.generation_kwargs {max_cache_length:\u00a09}", "training.generation_kwargs.max_cache_length: ", "unk"),
     ("--training.push_to_hub true", "training.push_to_hub: ", "hf auth login"),
     ("--training.generation_kwargs {temperature:\u00a01}", "training.generation_kwargs.temperature: ", "setting"),
+    ("--training.generation_kwargs {max_length:\u00a09}", "training.generation_kwargs.max_length: ", "max_completion"),
     ("--training.metric_for_best_model eval_rewards/x/mean", "training.metric_for_best_model: ", "emoji_reward"),
     ("--training.metric_for_best_model loss", "training.metric_for_best_model: ", "canaries_hold"),
     ("--training.per_device_train_batch_size 9", "training.per_device_train_batch_size: ", "divisible"),
@@ -171,6 +172,10 @@ def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
         monkeypatch.setattr(rewards, "emoji_reward", lambda completions, max_emoji, value=value: value)
         message = refused(demo)
         assert message.startswith("rewards.emoji_reward: ") and word in message
+    wrong = lambda completions, max_emoji, log_extra: log_extra("x", [1, "a"]) or [0.0, 1.0]  # noqa: E731
+    monkeypatch.setattr(rewards, "emoji_reward", wrong)
+    message = refused([*demo, "--training.log_completions=true", "--training.max_steps=2"])
+    assert message.startswith("rewards: ")
 
 
 def test_a_model_of_another_kind_is_named(policy, tiny, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from conftest import ROOT, refused
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig
 
 import train_grpo
@@ -78,6 +79,11 @@ def with_fewer_embeddings(folder: Path) -> None:
     AutoModelForCausalLM.from_config(smaller).save_pretrained(folder)
 
 
+def with_other_names(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    save_file({f"foo.{name}": weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+
+
 def without_attention(folder: Path) -> None:
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "eos_token_id": 1, "state_size": 4}
     config = MambaConfig(**shape, vocab_size=AutoConfig.from_pretrained(folder).vocab_size)
@@ -92,6 +98,12 @@ DAMAGES = {  # what is done to the model's folder
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "half the weights": lambda folder: (folder / "model.safetensors").write_bytes(b"half of it"),
     "wider": lambda folder: edit(folder / "config.json", intermediate_size=1024),
+    "other names": with_other_names,
+    "a layer less": lambda folder: edit(folder / "config.json", num_hidden_layers=1, layer_types=None),
+    "another class": lambda folder: edit(folder / "config.json", architectures=["Qwen2ForSequenceClassification"]),
+    "returns two": lambda folder: edit(folder / "generation_config.json", num_return_sequences=2),
+    "no JSON": lambda folder: (folder / "generation_config.json").write_text("{"),
+    "its own sampling": lambda folder: edit(folder / "generation_config.json", min_new_tokens=3, top_k=7),
     "a part missing": lambda folder: (folder / "model.safetensors.index.json").write_text(PART),
     "a GGUF": lambda folder: (folder / "model.safetensors").rename(folder / "model.gguf"),
     "no config": lambda folder: (folder / "config.json").unlink(),
@@ -109,6 +121,12 @@ WEIGHTS = [  # damages, settings, the key and a word; None: it passes
     (["no weights"], [], NAME, "no file named model.safetensors"),
     (["half the weights"], [], NAME, "SafetensorError"),
     (["wider"], [], NAME, "mismatch"),
+    (["other names"], [], NAME, "missing_keys: ['lm_head"),
+    (["a layer less"], [], None, "unexpected_keys: ['model.layers.1"),
+    (["another class"], [], NAME, "score"),
+    (["returns two"], [], NAME, "num_return_sequences"),
+    (["no JSON"], [], NAME, "generation_config.json"),
+    (["its own sampling"], [], None, "min_new_tokens 3"),
     (["a GGUF", "no config"], [], NAME, "GGUF"),
     (["no weights", "a part missing"], [], NAME, "model-00001-of-00002.safetensors"),
     (["quantized"], [], NAME, "quantized"),
@@ -123,7 +141,7 @@ WEIGHTS = [  # damages, settings, the key and a word; None: it passes
 ]
 
 
-def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny, policy, tmp_path):
+def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny, policy, tmp_path, capsys):
     for i, (damages, more, key, word) in enumerate(WEIGHTS):
         folder = Path(shutil.copytree(policy, tmp_path / str(i)))
         for damage in damages:
@@ -131,6 +149,7 @@ def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tiny,
         arguments = [*tiny, "--model.pretrained_model_name_or_path", str(folder), *more, "--check"]
         if key is None:
             train_grpo.main(arguments)
+            assert word in (said := capsys.readouterr().out) and "top_k" not in said
         else:
             message = refused(arguments)
             assert message.startswith(key) and word in message, message

@@ -93,7 +93,8 @@ VALUES = {
     "rewards.length_reward.weight=.inf rewards.owner/model-v0.1.weight=x",
     "valid": "prompts.column={} samples.questions=[a generation_kwargs=x",
     "greater than": "top_k=-1 top_p=0 repetition_penalty=0 learning_rate=-1 beta=-0.1 temperature=0 seed=-1 "
-    "steps_per_generation=0 max_completion_length=0 num_iterations=-1 ref_model_sync_steps=0 eval_steps=-1 generation_batch_size=0 save_total_limit=0 gradient_accumulation_steps=0 "
+    "steps_per_generation=0 max_completion_length=0 num_iterations=-1 save_total_limit=0 gradient_accumulation_steps=0 "
+    "ref_model_sync_steps=0 eval_steps=-1 generation_batch_size=0 "
     "samples.held_out=-1 save_steps=0 prompts.limit=0",
     "less than": "min_p=2 top_p=2 seed=4294967296",
     "at least": "num_generations=1 output_dir=",

@@ -308,7 +308,9 @@ def test_the_plan_doubts_what_the_template_does_otherwise(policy):
     wrong = []
     for template, thinks, ends, question, words in OF_TEMPLATES:
         tokenizer.chat_template = template
-        of = SimpleNamespace(tokenizer=tokenizer, ends=tokenizer.convert_tokens_to_ids(ends.split()))
+        tokenizer.eos_token, *others = ends.split()
+        generation = SimpleNamespace(eos_token_id=tokenizer.convert_tokens_to_ids(others))
+        of = SimpleNamespace(tokenizer=tokenizer, generation=generation)
         data = SimpleNamespace(train=[{"prompt": [{"role": "user", "content": question}]}])
         args = SimpleNamespace(chat_template_kwargs={"thinks": thinks})
         found = doubts_of_template(SimpleNamespace(policy=of, data=data, args=args, rewards=rewards))

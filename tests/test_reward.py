@@ -246,9 +246,7 @@ ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight"
 OFTEN = ["--training.steps_per_generation", "1", "--samples.held_out", "0"]  # samples, and so logs, at every step
 
 
-def test_rewards_of_few_rows_or_none_end_the_run_only_where_no_other_teaches(
-    tiny, tmp_path, monkeypatch, capfd, caplog
-):
+def test_rewards_of_few_rows_or_none_end_a_run_only_where_no_other_teaches(tiny, tmp_path, monkeypatch, capfd, caplog):
     """And one of tokens is given those of the samples; what no reward applies to is in no total."""
 
     def digits(completions, answer, **kwargs):

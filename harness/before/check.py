@@ -55,8 +55,9 @@ def check_services(plan: Plan) -> None:
     try:
         HfApi(token=plan.args.hub_token).whoami()
     except Exception as error:  # no network, no token, a wrong token
-        problem = f"the Hub does not let you in ({in_short(error)}); run `hf auth login`"
-        raise plan.settings.error("training.push_to_hub", problem) from error
+        raise plan.settings.error(
+            "training.push_to_hub", f"the Hub does not let you in ({in_short(error)}); run `hf auth login`"
+        ) from error
 
 
 def check_generation(plan: Plan) -> None:
@@ -71,10 +72,12 @@ def check_generation(plan: Plan) -> None:
         raise settings.error(keys, problem)
     for name, value in (training.get("generation_kwargs") or {}).items():
         key = f"training.generation_kwargs.{name}"
-        if name == "do_sample" and value is False:
+        if name == "do_sample" and not value:
             raise settings.error(key, "without sampling all completions of a prompt are the same: nothing is learned")
         if name in GRPOConfig.__dataclass_fields__:
             raise settings.error(key, f"is a setting of its own, training.{name}")
+        if name in ("max_new_tokens", "max_length", "max_tokens"):
+            raise settings.error(key, "is a setting of its own, training.max_completion_length")
         if not plan.args.use_vllm and name not in vars(GenerationConfig()):  # vLLM knows others
             raise settings.error(key, "unknown to transformers.GenerationConfig")
 
@@ -104,8 +107,8 @@ def check_amount(plan: Plan) -> None:
         "dataset.path",
         "dataset.data_files",
     )
-    problem = f"{plan.data.in_words()}; one generation batch takes {needed} (generation_batch_size / num_generations)"
-    raise plan.settings.error(keys, f"too little is left of the dataset: {problem}")
+    batch = f"one generation batch takes {needed} (generation_batch_size / num_generations)"
+    raise plan.settings.error(keys, f"too little is left of the dataset: {plan.data.in_words()}; {batch}")
 
 
 def check_context(plan: Plan) -> None:
@@ -116,8 +119,9 @@ def check_context(plan: Plan) -> None:
     completion = plan.args.max_completion_length
     if prompt + completion > context:
         keys = ("training.max_completion_length", "prompts.max_length", "model.pretrained_model_name_or_path")
-        problem = f"{prompt} tokens of prompt and {completion} of completion exceed the model's context of {context}"
-        raise plan.settings.error(keys, problem)
+        raise plan.settings.error(
+            keys, f"{prompt} tokens of prompt and {completion} of completion exceed the model's context of {context}"
+        )
 
 
 def check_evaluation(plan: Plan) -> None:
@@ -132,8 +136,9 @@ def check_evaluation(plan: Plan) -> None:
         raise settings.error(keys, "eval_on_start needs an eval_strategy")
     metric = args.metric_for_best_model
     if args.save_strategy == "best" and metric is None:
-        problem = "best by what? set training.metric_for_best_model, as recipes/best.yaml does"
-        raise settings.error("training.save_strategy", problem)
+        raise settings.error(
+            "training.save_strategy", "best by what? set training.metric_for_best_model, as recipes/best.yaml does"
+        )
     metrics = ["reward", *(f"rewards/{reward.logged}/mean" for reward in plan.rewards), GUARDED]
     if metric and metric.removeprefix("eval_") not in metrics:
         keys = ["training.metric_for_best_model", *(f"rewards.{part}" for part in metric.split("/"))]

@@ -5,12 +5,14 @@ import shutil
 import sys
 import sysconfig
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.quantizers import AutoHfQuantizer
+from trl.trainer.utils import create_model_from_path
 
 from harness.before.data import prompt_text
 from harness.before.footprint import LOW_BIT, sharding
@@ -19,6 +21,9 @@ from harness.before.policy import NAME, loading_problem, precision
 from harness.errors import UserError, one_line
 from harness.processes import quiet
 from harness.settings import Settings
+
+# Of from_pretrained: a tensor is a shape, and what does not fit comes back as lists.
+TO_TRY = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
 def check_machine(settings: Settings) -> None:
@@ -30,8 +35,10 @@ def check_machine(settings: Settings) -> None:
         print("machine: no CUDA GPU here, which training needs; this is the plan for a machine that has one")
         return
     if training.get("use_vllm") and find_spec("vllm") is None:
-        problem = "vLLM is not installed (TRL 1.16 takes 0.22 to 0.31); run `make gpu`, or set it to false"
-        raise settings.error("training.use_vllm", problem)
+        raise settings.error(
+            "training.use_vllm",
+            "vLLM is not installed (TRL 1.16 takes 0.22 to 0.31); run `make gpu`, or set it to false",
+        )
     if not training.get("use_cpu"):
         _check_gpus(settings)
 
@@ -96,8 +103,7 @@ def _check_quantized(settings: Settings, key: str, quantization: dict[str, Any])
     if quantization.get("quant_method") == "mxfp4":  # is loaded as bfloat16
         return
     if settings.lora is None:
-        keys = (key, "lora")
-        raise settings.error(keys, "quantized weights are not trained without LoRA; see recipes/qlora.yaml")
+        raise settings.error((key, "lora"), "quantized weights are not trained without LoRA; see recipes/qlora.yaml")
     if _for_another_machine(settings):
         return
     try:
@@ -107,16 +113,25 @@ def _check_quantized(settings: Settings, key: str, quantization: dict[str, Any])
 
 
 def _check_folder(plan: Plan) -> None:
-    """The weights of a folder are there, whole and of this shape: loaded to where a tensor is a shape."""
-    model = plan.settings.model
-    name = model["pretrained_model_name_or_path"]
-    if not Path(name).is_dir() or model.get("gguf_file") or model.get("quantization_config"):
+    """The weights of a folder are whole, and the model's: loaded to where a tensor is a shape."""
+    args, keywords = plan.args, plan.policy.keywords | TO_TRY
+    name = keywords.pop("pretrained_model_name_or_path")
+    if not Path(name).is_dir() or keywords.get("quantization_config"):
         return
-    if any(sharding(plan.args)):  # a model that is to be divided takes no device_map
+    if any(sharding(args)):  # a model that is to be divided takes no device_map
         return
+    load = AutoModelForCausalLM.from_pretrained
+    if args.beta and not plan.lora:
+        load = create_model_from_path  # TRL's, for the reference model: of the class that its config.json names
     try:
         with quiet():
-            AutoModelForCausalLM.from_pretrained(**plan.policy.keywords | {"device_map": "meta"})
+            _, found = load(name, **keywords)
+        for kind, keys in found.items():
+            told = f"{kind}: {one_line(sorted(keys))}"
+            if keys and kind == "unexpected_keys":  # which are not loaded, as a value head's
+                print(f"note: {name}: {told}")
+            elif keys:  # upstream draws at random what is missing
+                raise ValueError(told)
     except Exception as error:  # OSError, RuntimeError, safetensors' own
         raise plan.settings.error(NAME, loading_problem(name, error)) from error
 
@@ -128,10 +143,9 @@ def _check_token_ids(plan: Plan) -> None:
     if max(tokenizer.get_vocab().values()) < known:
         return
     highest = max(tokenizer.pad_token_id, tokenizer.eos_token_id or 0)
-    for rows in (plan.data.train, plan.data.held_out):
-        for row in rows:
-            text = prompt_text(row["prompt"], tokenizer, plan.args.chat_template_kwargs or {})
-            highest = max([highest, *tokenizer(text, add_special_tokens=False)["input_ids"]])
+    for row in chain(plan.data.train, plan.data.held_out):
+        text = prompt_text(row["prompt"], tokenizer, plan.args.chat_template_kwargs or {})
+        highest = max([highest, *tokenizer(text, add_special_tokens=False)["input_ids"]])
     if highest >= known:
         token = tokenizer.convert_ids_to_tokens(highest)
         problem = f"its tokenizer makes {token!r} the token {highest}, but it has only {known} embeddings"

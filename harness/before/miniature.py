@@ -54,6 +54,7 @@ def try_a_step(plan: Plan) -> None:
 def _train_once(plan: Plan, args: GRPOConfig, lora: LoraConfig | None, rewards: list[Reward]) -> None:
     with without_a_trace() as folder:
         model = _small_model(plan)
+        model.generation_config = copy.deepcopy(plan.policy.generation)  # upstream writes into it
         args = _small(args, folder)
         args.reward_weights = [*(reward.weight for reward in rewards), 1.0]
         trainer = GRPOTrainer(
@@ -114,14 +115,11 @@ def _small(args: GRPOConfig, folder: str) -> GRPOConfig:
         beta=0.0,  # the reference model is loaded by its name
         sync_ref_model=False,
         torch_compile=False,
-        disable_tqdm=True,
         report_to=[],
-        log_completions=False,
         logging_strategy="no",
         eval_strategy="no",
         eval_on_start=False,
         save_strategy="no",
-        load_best_model_at_end=False,
         push_to_hub=False,
     )
     if args.use_vllm:

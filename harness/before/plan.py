@@ -5,6 +5,7 @@ First the arithmetic, then the doubts, then how all of it is printed.
 
 import math
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from trl import GRPOConfig
 
 from harness.before.data import Data, prompt_text
 from harness.before.footprint import GB, LOW_BIT, footprint, rounds_by_chance, sharding
-from harness.before.policy import Policy
+from harness.before.policy import Policy, eos_token_ids
 from harness.errors import counted, one_line
 from harness.keys import FEWEST, FULL
 from harness.processes import launched
@@ -28,6 +29,11 @@ HELD = 2e-5  # the highest learning rate, of all weights, with which a real mode
 LEAST = 1e-5  # learning rate x steps below which a run is too short: 50 steps of 1e-6 taught SmolLM2-135M a little
 LEAST_OF_LORA = 1e-5  # a learning rate below it is one for all weights
 GPUS = (16, 24, 40, 80, 141)  # GB
+# Of a model's generation_config.json, what TRL sets in its place, and what changes no token.
+OVERRIDDEN = re.compile(
+    "(bos|eos|pad)_token_id|do_sample|max_length|max_new_tokens"
+    "|_from_model_config|cache_implementation|transformers_version|use_cache"
+)
 
 
 @dataclass
@@ -157,7 +163,7 @@ def doubts_of_template(plan: Plan) -> list[str]:
     answer = {"role": "assistant", "content": "ANSWER"}
     text = prompt_text([*turns, answer], tokenizer, plan.args.chat_template_kwargs or {})
     behind = text.rpartition("ANSWER")[2].strip()  # the end of the answer, and the beginning of the next
-    stops = tokenizer.convert_ids_to_tokens(plan.policy.ends)
+    stops = tokenizer.convert_ids_to_tokens(eos_token_ids(plan.policy.generation, tokenizer))
     end = [*tokenizer.tokenize(behind), *stops, "nothing"][0]
     if end not in stops:
         found.append(f"the chat template ends an answer by {end}, but sampling stops at {', '.join(stops)}")
@@ -221,6 +227,10 @@ def _how_it_is_trained(plan: Plan) -> list[tuple[str, str]]:
     if args.top_p < 1:
         sampling += f", top_p {args.top_p:g}"
     sampling += f", {args.max_completion_length} tokens at most"
+    ours = vars(args) | (args.generation_kwargs or {})
+    for name, value in plan.policy.generation.to_diff_dict().items():
+        if value and not OVERRIDDEN.fullmatch(name) and ours.get(name) is None:
+            sampling += f", {name} {value} (generation_config.json)"
     if plan.compiled:
         sampling += f", {plan.compiled}"
     schedule = f"{args.lr_scheduler_type.value}, {args.optim.value}"

@@ -1,6 +1,5 @@
 """Policy: the model that is trained, without its weights; an attention that works here; reward models."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -43,7 +42,7 @@ class Policy:
 
     `keywords`: of from_pretrained, to load the weights; with a folder's absolute path, under which an adapter finds
     its base model from anywhere. `fallback`: why its attention is not what was asked for, or "". `dtype`: of its
-    weights. `precision`: see `precision`. `ends`: see `eos_token_ids`.
+    weights. `precision`: see `precision`. `generation`: of its generation_config.json.
     """
 
     keywords: dict[str, Any]
@@ -52,7 +51,7 @@ class Policy:
     fallback: str
     dtype: torch.dtype
     precision: torch.dtype | None
-    ends: Sequence[int] = ()
+    generation: GenerationConfig | None = None
 
     def load(self) -> PreTrainedModel:
         # cuDNN's attention plans anew for each shape, and its backward pass gives NaN at some lengths of padded batches
@@ -72,12 +71,14 @@ def load_policy(settings: Settings) -> Policy:
     try:
         config = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        try:
+            generation = GenerationConfig.from_pretrained(name, **where)
+        except OSError as error:
+            if _cause(error, ValueError):  # no JSON, for which upstream would take its defaults
+                raise
+            generation = GenerationConfig.from_model_config(config)  # the model has no such file
     except Exception as error:  # OSError, ValueError and huggingface_hub's own, each for several causes
         raise settings.error(NAME, loading_problem(name, error)) from error
-    try:
-        generation = GenerationConfig.from_pretrained(name, **where)
-    except OSError:  # the model has no such file
-        generation = GenerationConfig.from_model_config(config)
     if tokenizer.chat_template is None:
         raise settings.error(NAME, f"the tokenizer of {name} has no chat template; choose an instruct model")
     if tokenizer.pad_token is None:
@@ -92,16 +93,13 @@ def load_policy(settings: Settings) -> Policy:
         name = str(Path(name).absolute())
     keywords = model | {"pretrained_model_name_or_path": name, "attn_implementation": attention}
     dtype = weights_dtype(model, config)
-    ends = eos_token_ids(generation, tokenizer)
-    return Policy(keywords, config, tokenizer, fallback, dtype, precision(settings.training), ends)
+    return Policy(keywords, config, tokenizer, fallback, dtype, precision(settings.training), generation)
 
 
 def eos_token_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """As TRL has them: every one that the model declares, and the tokenizer's."""
     declared = config.eos_token_id
-    if declared is None:
-        declared = []
-    if isinstance(declared, int):
+    if not isinstance(declared, list):
         declared = [declared]
     return sorted({tokenizer.eos_token_id, *declared} - {None})
 
@@ -158,8 +156,11 @@ class CheckpointingAsItWas(TrainerCallback):
     """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-        was = {layer: layer.gradient_checkpointing for layer in layers}
+        was = {
+            module: module.gradient_checkpointing
+            for module in model.modules()
+            if hasattr(module, "gradient_checkpointing")
+        }
 
         def switch(on: bool) -> None:
             for layer, checkpointing in was.items():
@@ -174,11 +175,10 @@ def changes_base(lora: LoraConfig) -> bool:
 
     It does so again when it is loaded from its folder; but switched off, it leaves no model that ever was.
     """
-    weight = torch.arange(64.0 * 64).square().sin().view(64, 64)  # as good as random
     start = LoraConfig(init_lora_weights=lora.init_lora_weights, loftq_config=lora.loftq_config, target_modules=["0"])
     with torch.random.fork_rng():
         layer = torch.nn.Linear(64, 64)
-        layer.weight.data = weight.clone()
+        weight = layer.weight.clone()
         get_peft_model(torch.nn.Sequential(layer), start)
     return not torch.equal(layer.weight, weight)
 
