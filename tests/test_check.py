@@ -175,7 +175,7 @@ def test_a_reward_that_fails_in_miniature_is_named(demo, monkeypatch):
     wrong = lambda completions, max_emoji, log_extra: log_extra("x", [1, "a"]) or [0.0, 1.0]  # noqa: E731
     monkeypatch.setattr(rewards, "emoji_reward", wrong)
     message = refused([*demo, "--training.log_completions=true", "--training.max_steps=2"])
-    assert message.startswith("rewards: ")
+    assert " rewards: " in message
 
 
 def test_a_model_of_another_kind_is_named(policy, tiny, tmp_path):
