@@ -198,6 +198,9 @@ def load_rewards(
     rewards = []
     for name, entry in entries.items():
         settings = {key: value for key, value in entry.items() if key != "weight"}
+        for key in settings:
+            if key in (data_columns or ()):
+                raise error(f"rewards.{name}.{key}", "is a column of the data, too; rename that (prompts.rename)")
         reward = Reward(name, entry["weight"], settings, reward_named(name))
         there = reward.columns if data_columns is None else data_columns
         missing = ", ".join(column for column in reward.columns if column not in there)

@@ -155,7 +155,7 @@ def tokens(completion_ids): return [len(ids) for ids in completion_ids]
 def target(completions, target_length): return [target_length for _ in completions]
 def first_only(completions, /): return [1 for _ in completions]
 def helper(text): return text
-def changes(completions, query): return [len(turns.pop()["content"]) if query == "!" else 0 for turns in completions]
+def changes(completions): return [len(turns.pop()["content"]) for turns in completions]
 
 tripled = functools.partial(typed, scale=3)
 instance = Bonus(2)
@@ -169,8 +169,8 @@ number = 3
 GIVES = {"tripled": 3, "slow_partial": 4, "soft": -0.5, "told_slowly": 7, "tokens": 3}
 NAMED = [
     *((name, {}, score) for name, score in GIVES.items()),
-    ("changes", {"query": "!"}, 1),
-    ("changes", {"query": "!"}, 1),  # the same text again, and its own setting before the data's column
+    ("changes", {}, 1),
+    ("changes", {}, 1),  # the same text again
     ("hidden", {}, 6),
     ("think_format_reward", {}, 0),  # imported, and named
     ("told", {"mode": "high"}, 11),

@@ -111,13 +111,13 @@ def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_p
     transformers.Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
     best = ["--training.metric_for_best_model", "rewards/judge/mean"]  # TRL logs it under the last part of its name
-    short = ["--training.generation_kwargs", "{max_new_tokens: 2}"]
+    short = ["--training.generation_kwargs", "{exponential_decay_length_penalty: [1, 1000.0]}"]
     train_grpo.main([*tiny, f"--rewards.{tmp_path}/judge.weight", "1", *best, *short])
     scores = [log["rewards/judge/mean"] for log in history(tmp_path / "run") if "reward" in log]
     assert len(set(scores)) > 1  # it judged different completions differently
     (loaded,) = its_rewards(RunFolder(tmp_path / "run"), {f"{tmp_path}/judge": {"weight": 1}})  # with which chat scores
     assert loaded.model is not None and loaded.logged == "judge"
-    assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 2
+    assert max(log.get("completions/max_length", 0) for log in history(tmp_path / "run")) == 3
     answers = [json.loads(line)["after"]["completion"] for line in (tmp_path / "run/samples.jsonl").open()]
     assert sum(map(len, answers)) / len(answers) < 12  # characters; 18 with the usual 16 tokens
 
