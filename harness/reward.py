@@ -117,11 +117,10 @@ class Reward:
         """Call the function with what it names of what TRL passes, and with its settings as it annotates them."""
         takes = parameters(self.function)
         takes_all = takes_any_name(self.function)
-        settings = in_types(self.function, self.settings)
         named = {name: value for name, value in passed.items() if takes_all or name in takes}
         # Copies, as what one reward changes would be what the next one judges.
         named |= {name: copy.deepcopy(named[name]) for name in ("prompts", "completions") if name in named}
-        return self.function(**named | settings)
+        return self.function(**named, **in_types(self.function, self.settings))
 
     def _checked(self, values: Any, passed: Passed) -> Scores:
         scores = _one_number_each(self.name, values, passed)
@@ -198,9 +197,6 @@ def load_rewards(
     rewards = []
     for name, entry in entries.items():
         settings = {key: value for key, value in entry.items() if key != "weight"}
-        for key in settings:
-            if key in (data_columns or ()):
-                raise error(f"rewards.{name}.{key}", "is a column of the data, too; rename that (prompts.rename)")
         reward = Reward(name, entry["weight"], settings, reward_named(name))
         there = reward.columns if data_columns is None else data_columns
         missing = ", ".join(column for column in reward.columns if column not in there)

@@ -63,8 +63,7 @@ def test_differences_are_of_the_questions_that_both_runs_have(capsys):
         ([None] * 6 + list(two[6:]), 4, "12, paired", interval(two[6:12] - one[10:], [one, two])),
     ]
     others = [a_run(f"b{i}", {"r": (1, list(scores))}, ask=ask) for i, (scores, ask, *_) in enumerate(runs)]
-    found = rows(capsys, first, *others)
-    assert ["questions", *(paired for _, _, paired, _ in runs)] in found
+    assert ["questions", *(paired for _, _, paired, _ in runs)] in rows(capsys, first, *others)
     for other, (*_, difference) in zip(others, runs, strict=True):
         assert ["r", str(difference)] in rows(capsys, first, other)
     assert runs[0][-1].low > 0 and str(runs[0][-1]).startswith("+0.")  # which pairing makes plain
@@ -128,6 +127,5 @@ def test_a_run_without_its_answers_has_only_its_log(capsys):
 
 def test_settings_that_differ_are_shown(capsys):
     same = {"rewards": {"r": (1, FLAT)}, "model": {"dtype": "auto"}}
-    runs = [a_run("a", **same, lora=None), a_run("b", **same, lora={"r": 4})]
-    found = rows(capsys, *runs)
+    found = rows(capsys, a_run("a", **same, lora=None), a_run("b", **same, lora={"r": 4}))
     assert ["minutes", "1.5", "1.5"] in found and found[-1] == ["lora.r", "–", "4"] and "dtype" not in str(found)

@@ -68,8 +68,7 @@ TEMPLATES = [  # the policy's template, what is laid over the demo's settings, k
 
 
 def test_what_a_chat_template_refuses_is_named(load, tmp_path, tokenizer):
-    turn = {"role": "user", "content": "?"}
-    lines = [{"query": str(i), "turns": [turn] * (1 + (i == 3))} for i in range(20)]
+    lines = [{"query": str(i), "turns": [{"role": "user", "content": "?"}] * (1 + (i == 3))} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     wrong = []
     for template, arguments, expected in TEMPLATES:

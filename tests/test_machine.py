@@ -75,8 +75,7 @@ def edit(file: Path, **values) -> None:
 
 
 def with_fewer_embeddings(folder: Path) -> None:
-    smaller = AutoConfig.from_pretrained(folder, vocab_size=100)
-    AutoModelForCausalLM.from_config(smaller).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, vocab_size=100)).save_pretrained(folder)
 
 
 def with_other_names(folder: Path) -> None:

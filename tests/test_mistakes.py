@@ -159,8 +159,7 @@ LATEST = {
 
 def test_other_tools_names_lead_to_keys_that_there_are():
     keys = upstream()
-    names = {key.rpartition(".")[2] for key in keys}
-    assert len(ELSEWHERE) <= 25 and not names & set(ELSEWHERE)
+    assert len(ELSEWHERE) <= 25 and not {key.rpartition(".")[2] for key in keys} & set(ELSEWHERE)
     assert {key for key in ELSEWHERE.values() if " " not in key} <= {*keys, *SECTIONS}
     for section in ("", "training.", "model."):
         assert [name for name in ELSEWHERE if ELSEWHERE[name] not in unknown_key(f"{section}{name}", keys)] == []

@@ -51,7 +51,8 @@ def test_columns_find_the_rewards_under_other_names(tiny, rows, tmp_path, capsys
     assert "'anser'" in (message := refused([*arguments, "--prompts.column", "anser"])) and "query, expected" in message
     lines = [{**line, "answer": "a", "max_emoji": 3} for line in lines]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "rewards.emoji_reward.max_emoji: " in refused(arguments)  # a setting that is also a column
+    message = refused(arguments)
+    assert "rewards.emoji_reward: " in message and "max_emoji" in message  # a setting that is also a column
     joined = ["--prompts.column", "[query, n]", "--rewards.answer_reward.weight", "0"]
     (tmp_path / "q.jsonl").write_text('{"query": "q", "n": "m"}\n{"query": "q", "n": null}\n' * 8)
     train_grpo.main([*arguments, *joined])

@@ -169,8 +169,7 @@ def settled(more: str, config) -> tuple[str, str]:
     said = settle(settings, args, lora, policy_of(config, settings.model), 200)
     cache = ("static", {"max_cache_len": 512}) if said == "compiled" else (None, None)  # 200 + 256, a multiple of 64
     assert (args.cache_implementation, args.generation_kwargs) == cache
-    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    assert completions == (32 if "cpu" in more else 64), more
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == (32 if "cpu" in more else 64), more
     return args.optim.value, said.removeprefix("not compiled (").removesuffix(")")
 
 
@@ -234,8 +233,7 @@ def test_the_plan(tiny, capsys, monkeypatch):
     for arguments, words, absent in PLANS:
         train_grpo.main([*tiny, "--check", *arguments])
         plan = " ".join(capsys.readouterr().out.split())
-        said = [word for word in [*words, *absent] if word in plan]
-        assert said == words, (arguments, plan)
+        assert [word for word in [*words, *absent] if word in plan] == words, (arguments, plan)
     for variable, warned in (("TORCHELASTIC_RUN_ID", True), ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", False)):
         monkeypatch.setenv(variable, "600")
         train_grpo.main([*tiny, "--check"])
@@ -245,8 +243,7 @@ def test_the_plan(tiny, capsys, monkeypatch):
 def test_precision_is_what_upstream_makes_of_the_settings():
     for training in ({}, {"bf16": True}, {"bf16": False}, {"fp16": True}, {"fp16": True, "bf16": False}):
         args = GRPOConfig(use_cpu=True, **training)
-        made = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        assert precision(training) == made
+        assert precision(training) == (torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
 
 
 # Settings, parameters of the model, steps, a word of the one doubt; None: there is none

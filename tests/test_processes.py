@@ -153,8 +153,7 @@ def test_a_folder_in_use_is_refused_by_both_and_left_alone(tiny, tmp_path):
 def test_a_reward_that_raises_in_one_process_is_the_runs_failure(tiny, tmp_path):
     first, second = two([*tiny, *STEPS], tmp_path / "ends", "raise:4@1")
     both_ended([first, second], 1, 1)
-    line = last_line(tmp_path / "ends", 1)
-    assert "rewards.length_reward: raised ValueError: poison on row 0 of the batch" in line
+    assert "rewards.length_reward: raised ValueError: poison on row 0 of the batch" in last_line(tmp_path / "ends", 1)
     assert "RewardError" in (tmp_path / "run/error.log").read_text()
     assert RunFolder(tmp_path / "run").status()["exit_status"] == 1
 
@@ -259,8 +258,7 @@ def sharded(engine: str, *arguments: str, script: str = "train_grpo.py", status:
     """The last line of two processes that divide a model; accelerate is patched to allow that on a CPU."""
     paths = f"{ROOT}/tests/shards_on_cpu:{ROOT}/.venv/deepspeed"  # the latter is that of `make faults`
     command = [*two_of(engine), *script.split(), *arguments]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     assert ran.returncode == status and "Traceback" not in ran.stderr, ran.stderr
     return (ran.stderr or ran.stdout).splitlines()[-1]
 

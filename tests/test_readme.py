@@ -10,8 +10,7 @@ ENGLISH, JAPANESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("REA
 def commands(text: str) -> list[str]:
     """The indented lines and the blocks of code, without their comments, which are translated."""
     lines = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
-    blocks = re.findall(r"```\w+\n(.*?)```", text, re.DOTALL)
-    return [re.sub(r"\s+# .*", "", part) for part in [*lines, *blocks]]
+    return [re.sub(r"\s+# .*", "", part) for part in [*lines, *re.findall(r"```\w+\n(.*?)```", text, re.DOTALL)]]
 
 
 def test_both_pages_have_the_same_commands_headings_links_pictures_and_figures():

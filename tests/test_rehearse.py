@@ -53,8 +53,7 @@ def test_a_rehearsal_samples_as_the_run_will_and_changes_nothing(tiny, tmp_path,
 
 def test_a_reward_that_is_flat_or_applies_to_some_groups_only(tiny, kept, monkeypatch, capsys):
     def sometimes(completions, prompts, max_emoji: int = 4, **kwargs):
-        first = prompts[0][-1]["content"]
-        return [i if prompt[-1]["content"] == first else None for i, prompt in enumerate(prompts)]
+        return [i if prompt[-1]["content"] == prompts[0][-1]["content"] else None for i, prompt in enumerate(prompts)]
 
     monkeypatch.setattr(rewards, "emoji_reward", sometimes)
     monkeypatch.setattr(rewards, "answer_reward", lambda completions, answer: [len(str(c)) > 40 for c in completions])

@@ -73,8 +73,7 @@ def test_every_call_of_an_async_reward_is_on_one_event_loop_and_two_do_not_wait_
         return [3, float("nan")]
 
     async def gathered():  # as TRL does
-        calls = [for_trl(one, scale=5)(**CALL), for_trl(other)(**CALL)]
-        return await asyncio.gather(*calls, return_exceptions=True)
+        return await asyncio.gather(for_trl(one, scale=5)(**CALL), for_trl(other)(**CALL), return_exceptions=True)
 
     scores, error = asyncio.run(gathered())
     assert scores == [5, 2] and "other: returned nan" in str(error)
@@ -238,8 +237,7 @@ def test_a_reward_reads_the_run_in_trainer_state_wherever_it_is_called(tiny, tmp
         seen.clear()
         train_grpo.main([*run, mode])
         assert {state[: len(expected)] for state in seen} == {expected}
-    samples = RunFolder(tmp_path / "run").samples()
-    assert {sample["after"]["rewards"]["late"] for sample in samples} == {1.0}
+    assert {sample["after"]["rewards"]["late"] for sample in RunFolder(tmp_path / "run").samples()} == {1.0}
 
 
 ALONE = ["--rewards.length_reward.weight", "0", "--rewards.answer_reward.weight", "0"]
@@ -265,8 +263,7 @@ def test_rewards_of_few_rows_or_none_end_a_run_only_where_no_other_teaches(tiny,
 
     def seldom(completions, trainer_state, max_emoji):
         never = trainer_state.global_step == 1
-        scores = [None if never or i % 2 else -1.0 - len(text[0]["content"]) for i, text in enumerate(completions)]
-        return scores
+        return [None if never or i % 2 else -1.0 - len(text[0]["content"]) for i, text in enumerate(completions)]
 
     monkeypatch.setattr(rewards, "emoji_reward", seldom)
     others = ["--rewards.length_reward", "null", "--rewards.answer_reward", "null"]

@@ -98,8 +98,7 @@ def test_a_placebo_learns_from_the_rewards_of_each_group_in_another_order(tiny, 
     assert len(in_order) == 16 and sum(in_order) < 8  # four groups, written at each of four steps
     message = refused([*tiny, "--training.output_dir", str(run), "--resume"])
     assert "--placebo True -> False" in message and message.endswith(" --placebo")
-    its_own = read_settings(message.split("goes on: ")[1].split())
-    assert its_own.training["output_dir"] == str(run)
+    assert read_settings(message.split("goes on: ")[1].split()).training["output_dir"] == str(run)
 
 
 def test_a_reward_model_and_what_upstream_sets_for_generation_itself(tiny, tmp_path, policy):

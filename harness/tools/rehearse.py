@@ -215,8 +215,7 @@ def _print_signal(plan: Plan, clock: Clock) -> None:
         judgement = "bad, as these are hardly judged fairly; raise it, or reward short completions"
     print(f"  {cut:.0%} truncated at max_completion_length {plan.args.max_completion_length}: {judgement}")
     weights = {reward.logged: reward.weight for reward in plan.rewards}
-    totals = pd.Series([total(scores, weights) for scores in records(answers)], dtype=float)
-    answers["total reward"] = totals
+    answers["total reward"] = pd.Series([total(scores, weights) for scores in records(answers)], dtype=float)
     answers = answers.dropna(subset="total reward").sort_values("total reward", ascending=False)
     if answers.empty:  # no reward applies to any
         return
